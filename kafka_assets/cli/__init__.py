@@ -1,0 +1,5 @@
+"""The command line `kafka-assets`."""
+
+from kafka_assets.cli.app import main
+
+__all__ = ["main"]

@@ -1,0 +1,998 @@
+"""What was planned, what became of it: the ledger, in the same database file as the rows.
+
+Every function works on a connection given by `Warehouse.reading()` or `Warehouse.writing()` and belongs to
+the transaction of the latter: a batch's rows, its outcomes and its change of state are committed together or
+not at all. Reading functions take a missing file or a database without a ledger for an empty ledger.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections import defaultdict
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, Literal
+
+import duckdb
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from kafka_assets import ledger_sql as sql
+from kafka_assets.errors import (
+    BatchUnknownError,
+    ConfigInvalidError,
+    KafkaAssetsError,
+    RangeUnavailableError,
+    RunFailedError,
+    TableTakenError,
+    WarehouseInvalidError,
+)
+from kafka_assets.offsets import OffsetRange, PlannedRange, TopicPartition, first_flaw, merge
+from kafka_assets.planning import Loss, Position
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+    from kafka_assets.config.values import TableName
+    from kafka_assets.evidence import RangeEvidence
+    from kafka_assets.formats import Column
+    from kafka_assets.planning import Plan
+    from kafka_assets.staging import StagedRange, StagedSlice
+
+Kind = Literal["live", "backfill", "rollup"]
+Row = tuple[Any, ...]
+
+RECENT_BATCHES = 20
+
+METADATA_COLUMNS: Mapping[str, str] = {
+    "_kafka_topic": "VARCHAR",
+    "_kafka_partition": "INTEGER",
+    "_kafka_offset": "BIGINT",
+    "_kafka_timestamp": "TIMESTAMPTZ",
+    "_kafka_timestamp_type": "VARCHAR",
+    "_kafka_key": "BLOB",
+    "_kafka_headers": 'STRUCT("key" VARCHAR, "value" BLOB)[]',
+    "_kafka_batch": "VARCHAR",
+    "_ingested_at": "TIMESTAMPTZ",
+}
+"""Name and DuckDB type of the columns every stream's table begins with."""
+
+_OF_THE_COMMIT = ("_kafka_batch", "_ingested_at")
+_KEY_FORMAT = "%Y%m%dT%H%M%S"
+_STAGED = "_kafka_assets_staged"
+_ROWS = "_kafka_assets_rows"
+_WRAP = 1 << 64
+
+_POSITION_ROWS = pa.schema(
+    {
+        "topic": pa.string(),
+        "topic_id": pa.string(),
+        "incarnation": pa.int32(),
+        "partition": pa.int32(),
+        "start_offset": pa.int64(),
+        "planned_until": pa.int64(),
+        "leader_epoch": pa.int32(),
+    }
+)
+_RANGE_ROWS = pa.schema(
+    {
+        "batch": pa.string(),
+        "topic": pa.string(),
+        "topic_id": pa.string(),
+        "incarnation": pa.int32(),
+        "partition": pa.int32(),
+        "from_offset": pa.int64(),
+        "until_offset": pa.int64(),
+        "leader_epoch": pa.int32(),
+    }
+)
+_LOSS_ROWS = pa.schema(
+    {
+        "batch": pa.string(),
+        "topic": pa.string(),
+        "topic_id": pa.string(),
+        "incarnation": pa.int32(),
+        "partition": pa.int32(),
+        "from_offset": pa.int64(),
+        "until_offset": pa.int64(),
+        "reason": pa.string(),
+        "noticed_at": pa.timestamp("us", "UTC"),
+    }
+)
+_OUTCOME_ROWS = pa.schema(
+    {
+        "topic": pa.string(),
+        "partition": pa.int32(),
+        **dict.fromkeys(
+            ("loaded", "filtered", "quarantined", "undeliverable", "lost", "bytes", "gaps"), pa.int64()
+        ),
+        "end_proof": pa.string(),
+        "min_timestamp_ms": pa.int64(),
+        "max_timestamp_ms": pa.int64(),
+        # Larger than 64 bits: text on the way into the database.
+        "offset_sum": pa.string(),
+        "digest": pa.string(),
+        "digest_function": pa.string(),
+    }
+)
+
+
+class PlanConflictError(KafkaAssetsError):
+    """Another planner changed the stream since its state was read: read and plan again."""
+
+    retryable = True
+
+
+class GenerationMovedError(KafkaAssetsError):
+    """Another run committed the batch since it was read. Nothing was written.
+
+    Attributes:
+        batch: The batch as it is now.
+    """
+
+    retryable = True
+
+    def __init__(self, batch: BatchRow, expected: int) -> None:
+        self.batch = batch
+        super().__init__(
+            f"batch {batch.batch} of stream {batch.stream} is at generation {batch.generation}, committed by"
+            " run"
+            f" {batch.run_id}; this run expected {expected}. Nothing was written."
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class RangeOutcome:
+    """What became of the offsets of one planned range, classes that add up to its size; bytes delivered."""
+
+    loaded: int
+    filtered: int
+    quarantined: int
+    undeliverable: int
+    lost: int
+    removed: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class BatchRow:
+    """A batch as the ledger has it.
+
+    Attributes:
+        generation: 0 as planned, one more at each commit.
+        attempts: Runs asked for by the sensor or `ingest`.
+        launched_at: When the last of those was asked for.
+        committed_at: Of the last commit.
+        fingerprint: Of the decode settings: of the last commit, before that of the plan.
+        blocked: Whether it waits for a person.
+        ranges: By topic, partition.
+        outcomes: One a range once committed, else empty.
+        rows: Rows in the table.
+        records: Offsets loaded, filtered or quarantined.
+    """
+
+    stream: str
+    batch: str
+    kind: str
+    state: str
+    planned_at: datetime
+    generation: int
+    attempts: int
+    launched_at: datetime | None
+    run_id: str | None
+    committed_at: datetime | None
+    fingerprint: str
+    last_error: str | None
+    blocked: bool
+    ranges: tuple[PlannedRange, ...]
+    outcomes: tuple[RangeOutcome, ...]
+    rows: int
+    records: int
+
+
+@dataclass(frozen=True, slots=True)
+class StreamState:
+    """A stream as the ledger has it.
+
+    Attributes:
+        known: Whether anything was ever planned.
+        plan_version: What the next plan must name; 0 for an unknown stream.
+        table: `name` or `schema.name`.
+        positions: Of the latest incarnation of each topic-partition.
+        open_batches: Planned and not committed, oldest first, of every kind.
+        last_batch: The greatest batch key.
+        last_planned_at: Planning time of the last live batch.
+        bytes_per_record: Over the latest live batches with records, None without any.
+        recently_committed: The latest, newest first.
+    """
+
+    known: bool = False
+    plan_version: int = 0
+    table: str | None = None
+    registered_at: datetime | None = None
+    positions: Mapping[TopicPartition, Position] = field(default_factory=dict)
+    open_batches: tuple[BatchRow, ...] = ()
+    last_batch: str | None = None
+    last_planned_at: datetime | None = None
+    bytes_per_record: float | None = None
+    recently_committed: tuple[BatchRow, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PositionReport:
+    """The ledger's part of a topic-partition's status, one incarnation.
+
+    Attributes:
+        committed_until: Up to where everything from `start_offset` is settled.
+        hole: Offsets in planned batches below the last committed one.
+    """
+
+    topic: str
+    topic_id: str | None
+    incarnation: int
+    partition: int
+    start_offset: int
+    planned_until: int
+    committed_until: int
+    hole: int
+
+
+@dataclass(frozen=True, slots=True)
+class BatchCounts:
+    """Batches of a stream. `failed` ones are planned and have an error, `blocked` ones wait for a person."""
+
+    planned: int = 0
+    committed: int = 0
+    failed: int = 0
+    blocked: int = 0
+
+
+def has_ledger(con: duckdb.DuckDBPyConnection | None) -> bool:
+    """Tell whether the database has a ledger.
+
+    Raises:
+        WarehouseInvalidError: It has one of another version than this one reads.
+    """
+    if con is None:
+        return False
+    ((metas, tables),) = con.execute(sql.HAS_LEDGER).fetchall()
+    if not tables:
+        return False
+    versions = con.execute("SELECT schema_version FROM kafka_assets_ledger.meta").fetchall() if metas else []
+    if versions != [(sql.SCHEMA_VERSION,)]:
+        found = ", ".join(str(version) for (version,) in versions) or "none"
+        raise WarehouseInvalidError(
+            f"the ledger in schema kafka_assets_ledger has schema version {found}, and this kafka_assets"
+            " knows"
+            f" {sql.SCHEMA_VERSION}. It was not touched. Use the kafka_assets that wrote it, or a newer one."
+        )
+    return True
+
+
+def ensure_schema(con: duckdb.DuckDBPyConnection) -> None:
+    """Create the ledger and the views over it where there is none.
+
+    Raises:
+        WarehouseInvalidError: There is one of another version.
+    """
+    if has_ledger(con):
+        return
+    con.execute(sql.CREATE_TABLES).fetchall()
+    con.execute(sql.CREATE_VIEWS).fetchall()
+    con.execute(
+        "INSERT INTO kafka_assets_ledger.meta VALUES ($version, $ledger)",
+        {"version": sql.SCHEMA_VERSION, "ledger": str(uuid.uuid4())},
+    ).fetchall()
+
+
+def quote(identifier: str) -> str:
+    """Return an identifier quoted for SQL."""
+    return '"' + identifier.replace('"', '""') + '"'
+
+
+def quote_table(table: TableName) -> str:
+    """Return a table's name for SQL, with its schema."""
+    return f"{quote(table.schema or 'main')}.{quote(table.name)}"
+
+
+def read_stream(con: duckdb.DuckDBPyConnection | None, stream: str) -> StreamState:
+    """Read all that planning and launching need to know of a stream."""
+    if con is None or not has_ledger(con):
+        return StreamState()
+    named = {"stream": stream}
+    found = con.execute(sql.READ_STREAM, named).fetchall()
+    if not found:
+        return StreamState()
+    ((version, schema, name, registered_at),) = found
+    positions = {
+        TopicPartition(topic, partition): Position(*rest)
+        for topic, partition, *rest in con.execute(sql.READ_POSITIONS, named).fetchall()
+    }
+    ((last_batch, last_planned_at),) = con.execute(sql.READ_LAST_BATCH, named).fetchall()
+    recent = {**named, "count": RECENT_BATCHES}
+    ((bytes_per_record,),) = con.execute(sql.READ_BYTES_PER_RECORD, recent).fetchall()
+    open_keys = _keys(con.execute(sql.READ_OPEN_KEYS, named).fetchall())
+    recent_keys = _keys(con.execute(sql.READ_RECENT_KEYS, recent).fetchall())
+    rows = {row.batch: row for row in _read_batches(con, stream, [*open_keys, *recent_keys])}
+    return StreamState(
+        known=True,
+        plan_version=version,
+        table=name if schema == "main" else f"{schema}.{name}",
+        registered_at=_utc(registered_at),
+        positions=positions,
+        open_batches=tuple(rows[key] for key in sorted(open_keys)),
+        last_batch=last_batch,
+        last_planned_at=_utc(last_planned_at),
+        bytes_per_record=None if bytes_per_record is None else float(bytes_per_record),
+        recently_committed=tuple(rows[key] for key in recent_keys),
+    )
+
+
+def read_batch(con: duckdb.DuckDBPyConnection | None, stream: str, batch: str) -> BatchRow | None:
+    """Read one batch, None where the ledger has no such batch."""
+    if con is None or not has_ledger(con):
+        return None
+    found = _read_batches(con, stream, [batch])
+    return found[0] if found else None
+
+
+def positions_report(con: duckdb.DuckDBPyConnection | None, stream: str) -> tuple[PositionReport, ...]:
+    """Return how far each topic-partition is planned and committed, every incarnation, in order."""
+    if con is None or not has_ledger(con):
+        return ()
+    found = con.execute(sql.POSITIONS_REPORT, {"stream": stream}).fetchall()
+    return tuple(PositionReport(*row) for row in found)
+
+
+def batch_counts(con: duckdb.DuckDBPyConnection | None, stream: str) -> BatchCounts:
+    """Count a stream's batches by state."""
+    if con is None or not has_ledger(con):
+        return BatchCounts()
+    return BatchCounts(*con.execute(sql.BATCH_COUNTS, {"stream": stream}).fetchall()[0])
+
+
+def _keys(rows: Iterable[Row]) -> list[str]:
+    return [key for (key,) in rows]
+
+
+def _read_batches(con: duckdb.DuckDBPyConnection, stream: str, keys: Sequence[str]) -> list[BatchRow]:
+    named = {"stream": stream, "batches": list(keys)}
+    ranges: dict[str, list[PlannedRange]] = defaultdict(list)
+    outcomes: dict[str, list[RangeOutcome]] = defaultdict(list)
+    for row in con.execute(sql.READ_RANGES, named).fetchall():
+        batch, topic, partition, from_offset, until_offset, incarnation, topic_id, epoch, *classes = row
+        ranges[batch].append(
+            PlannedRange(
+                OffsetRange(topic, partition, from_offset, until_offset), incarnation, topic_id, epoch
+            )
+        )
+        if classes[0] is not None:
+            outcomes[batch].append(RangeOutcome(*classes))
+    return [
+        BatchRow(
+            stream=stream,
+            batch=batch,
+            kind=kind,
+            state=state,
+            planned_at=planned_at.astimezone(UTC),
+            generation=generation,
+            attempts=attempts,
+            launched_at=_utc(launched_at),
+            run_id=run_id,
+            committed_at=_utc(committed_at),
+            fingerprint=fingerprint,
+            last_error=last_error,
+            blocked=blocked,
+            ranges=tuple(ranges[batch]),
+            outcomes=tuple(outcomes[batch]),
+            rows=rows or 0,
+            records=sum(one.loaded + one.filtered + one.quarantined for one in outcomes[batch]),
+        )
+        for (
+            batch,
+            kind,
+            state,
+            planned_at,
+            generation,
+            attempts,
+            launched_at,
+            run_id,
+            committed_at,
+            fingerprint,
+            last_error,
+            blocked,
+            rows,
+        ) in con.execute(sql.READ_BATCHES, named).fetchall()
+    ]
+
+
+def _utc(moment: datetime | None) -> datetime | None:
+    return None if moment is None else moment.astimezone(UTC)
+
+
+def batch_key(now: datetime, floor: str | None) -> str:
+    """Return the key of a batch planned now, `20261123T140512042Z`: UTC, milliseconds.
+
+    Always greater than `floor`, even if the clock went backwards: then it is the floor's successor.
+    """
+    key = _format_key(now.astimezone(UTC))
+    if floor is None or key > floor:
+        return key
+    moment = datetime.strptime(floor, f"{_KEY_FORMAT}%fZ").replace(tzinfo=UTC)
+    return _format_key(moment + timedelta(milliseconds=1))
+
+
+def _format_key(moment: datetime) -> str:
+    return f"{moment.strftime(_KEY_FORMAT)}{moment.microsecond // 1000:03d}Z"
+
+
+def record_plan(  # noqa: PLR0913  the parts of one transaction, each by its name
+    con: duckdb.DuckDBPyConnection,
+    stream: str,
+    *,
+    table: TableName,
+    columns: Sequence[Column],
+    fingerprint: str,
+    expected_version: int,
+    plan: Plan,
+    planned_at: datetime,
+    key_floor: str | None,
+    kind: Kind = "live",
+) -> tuple[str, ...]:
+    """Write a plan: batches, positions, losses. The first one registers the stream and creates its table.
+
+    Args:
+        con: Given by `Warehouse.writing()`.
+        stream: The stream planned.
+        table: Its table.
+        columns: The format's own columns.
+        fingerprint: Of the format's settings.
+        expected_version: `StreamState.plan_version` of what the plan was made from.
+        plan: The plan; with or without batches.
+        planned_at: The planning time, which the keys are made of.
+        key_floor: A key the new ones must be greater than, beside those in the ledger.
+        kind: Of the batches.
+
+    Returns:
+        The keys of the batches, in their order.
+
+    Raises:
+        PlanConflictError: The stream is not at the expected version.
+        TableTakenError: The table is another stream's, or was there before the stream.
+        ConfigInvalidError: The stream's rows are in another table.
+        WarehouseInvalidError: The table no longer fits.
+    """
+    ensure_schema(con)
+    if expected_version == 0:
+        _register(con, stream, table, columns, fingerprint, planned_at)
+    else:
+        _swap_plan_version(con, stream, table, fingerprint, expected_version)
+        check_table(con, table, columns)
+    _write_positions(con, stream, plan)
+    ((greatest,),) = con.execute(
+        "SELECT max(batch) FROM kafka_assets_ledger.batches WHERE stream = $stream", {"stream": stream}
+    ).fetchall()
+    floor = max((key for key in (greatest, key_floor) if key), default=None)
+    keys: list[str] = []
+    for _ in plan.batches:
+        floor = batch_key(planned_at, floor)
+        keys.append(floor)
+    if keys:
+        _write_batches(con, stream, keys, plan, kind=kind, planned_at=planned_at, fingerprint=fingerprint)
+    _insert(
+        con,
+        sql.INSERT_LOSSES,
+        _LOSS_ROWS,
+        [_loss_row(loss, planned_at) for loss in plan.losses],
+        stream=stream,
+    )
+    return tuple(keys)
+
+
+def _register(  # noqa: PLR0913, PLR0917  the row it writes
+    con: duckdb.DuckDBPyConnection,
+    stream: str,
+    table: TableName,
+    columns: Sequence[Column],
+    fingerprint: str,
+    now: datetime,
+) -> None:
+    if con.execute(sql.READ_STREAM, {"stream": stream}).fetchall():
+        raise PlanConflictError(f"stream {stream} was registered by another planner meanwhile; plan again.")
+    name = {"schema": table.schema or "main", "name": table.name}
+    owners = con.execute(sql.TABLE_OWNER, name).fetchall()
+    if owners:
+        raise TableTakenError(
+            f"table {table}, which stream {stream} is to fill, belongs to stream {owners[0][0]}. A table"
+            " belongs to"
+            f" one stream. Nothing was written. Give one of them another `table:`, or, if {stream} is"
+            f" {owners[0][0]} under a new name, run `kafka-assets rename {owners[0][0]} {stream}`."
+        )
+    if con.execute(sql.TABLE_COLUMNS, name).fetchall():
+        raise TableTakenError(
+            f"table {table}, which stream {stream} is to fill, is there already and no stream made it."
+            " Nothing was"
+            f" written. Name another table with `table:`, or drop or rename that one if you do not need it."
+        )
+    con.execute(f"CREATE SCHEMA IF NOT EXISTS {quote(table.schema or 'main')}").fetchall()
+    con.execute(_create_table(table, columns)).fetchall()
+    con.execute(
+        sql.REGISTER_STREAM, {"stream": stream, **name, "fingerprint": fingerprint, "now": now}
+    ).fetchall()
+
+
+def _create_table(table: TableName, columns: Sequence[Column]) -> str:
+    lines = [f"{quote(name)} {type_}" for name, type_ in METADATA_COLUMNS.items()]
+    for column in columns:
+        # Whole values are long and differ: zstd halves the time and the space of what DuckDB would choose.
+        whole = column.type == "BLOB" or (column.type == "VARCHAR" and len(columns) == 1)
+        compression = " USING COMPRESSION zstd" if whole else ""
+        lines.append(f"{quote(column.name)} {column.type}{compression}")
+    return f"CREATE TABLE {quote_table(table)} (\n    " + ",\n    ".join(lines) + "\n)"
+
+
+def _swap_plan_version(
+    con: duckdb.DuckDBPyConnection, stream: str, table: TableName, fingerprint: str, expected: int
+) -> None:
+    swapped = _changed(con, sql.SWAP_PLAN_VERSION, stream=stream, expected=expected, fingerprint=fingerprint)
+    if swapped != 1:
+        raise PlanConflictError(
+            f"stream {stream} is no longer at plan version {expected}: another planner was faster; plan"
+            " again."
+        )
+    ((_, schema, name, _),) = con.execute(sql.READ_STREAM, {"stream": stream}).fetchall()
+    if (schema.lower(), name.lower()) != ((table.schema or "main").lower(), table.name.lower()):
+        raise ConfigInvalidError(
+            f"stream {stream} has its rows in table {schema}.{name}, but the streams file now says {table}."
+            " Rows of"
+            f" a stream are in one table. Nothing was written. Set `table: {schema}.{name}`."
+        )
+
+
+def check_table(con: duckdb.DuckDBPyConnection, table: TableName, columns: Sequence[Column]) -> None:
+    """Check that a stream's table has the columns that are written to it; others may be there too.
+
+    Raises:
+        WarehouseInvalidError: Columns are missing or of another type, or the table is gone.
+    """
+    named = {"schema": table.schema or "main", "name": table.name}
+    found = dict(con.execute(sql.TABLE_COLUMNS, named).fetchall())
+    if not found:
+        raise WarehouseInvalidError(
+            f"table {table} is gone, with the rows the ledger counts. Nothing was written. Bring it back"
+            " from a"
+            " copy of the warehouse."
+        )
+    wanted = {**METADATA_COLUMNS, **{column.name: column.type for column in columns}}
+    # The engine's own spelling of the types, to compare like with like.
+    spelled = ", ".join(f"typeof(NULL::{type_})" for type_ in wanted.values())
+    (types,) = con.execute(f"SELECT {spelled}").fetchall()
+    flaws = [
+        f"{name} is missing" if name not in found else f"{name} is {found[name]}, not {type_}"
+        for name, type_ in zip(wanted, types, strict=True)
+        if found.get(name) != type_
+    ]
+    if flaws:
+        raise WarehouseInvalidError(
+            f"table {table} does not fit what is written to it: {'; '.join(flaws)}. Nothing was written."
+            " Change the"
+            " columns back, or the stream's `format:` to what the table was made for."
+        )
+
+
+def _write_positions(con: duckdb.DuckDBPyConnection, stream: str, plan: Plan) -> None:
+    stored = {
+        TopicPartition(topic, partition): Position(*rest)
+        for topic, partition, *rest in con.execute(sql.READ_POSITIONS, {"stream": stream}).fetchall()
+    }
+    _assert_tiling(stored, plan)
+    new: list[dict[str, object]] = []
+    changed: list[dict[str, object]] = []
+    for partition, position in plan.positions.items():
+        before = stored.get(partition)
+        known = before is not None and before.incarnation == position.incarnation
+        (changed if known else new).append(
+            {
+                "topic": partition.topic,
+                "topic_id": position.topic_id,
+                "incarnation": position.incarnation,
+                "partition": partition.partition,
+                "start_offset": position.start_offset,
+                "planned_until": position.planned_until,
+                "leader_epoch": position.leader_epoch,
+            }
+        )
+    _insert(con, sql.INSERT_POSITIONS, _POSITION_ROWS, new, stream=stream)
+    written = _insert(con, sql.UPDATE_POSITIONS, _POSITION_ROWS, changed, stream=stream)
+    if written != len(changed):
+        raise RunFailedError(
+            f"the ledger changed {written} of {len(changed)} positions of {stream}; not written."
+        )
+
+
+def _assert_tiling(stored: Mapping[TopicPartition, Position], plan: Plan) -> None:
+    """Refuse a plan whose ranges and losses are not exactly the offsets its positions move over."""
+    pieces: dict[TopicPartition, list[OffsetRange]] = defaultdict(list)
+    for ranges in plan.batches:
+        if len({planned.range.topic_partition for planned in ranges}) != len(ranges):
+            raise RunFailedError(f"a planned batch names a topic-partition twice: {ranges}; nothing written.")
+        for planned in ranges:
+            _assert_incarnation(plan, planned.range, planned.incarnation)
+            pieces[planned.range.topic_partition].append(planned.range)
+    for loss in plan.losses:
+        place = loss.topic_partition
+        lost = OffsetRange(place.topic, place.partition, loss.from_offset, loss.until_offset)
+        _assert_incarnation(plan, lost, loss.incarnation)
+        pieces[loss.topic_partition].append(lost)
+    for partition, after in plan.positions.items():
+        for cover in _moved_over(partition, stored.get(partition), after):
+            inside = [one for one in pieces[partition] if cover.intersect(one) is not None]
+            pieces[partition] = [one for one in pieces[partition] if one not in inside]
+            flaw = first_flaw(inside, cover)
+            if flaw is not None:
+                raise RunFailedError(f"the plan does not tile what is unplanned of {partition}: {flaw}.")
+        if pieces[partition]:
+            raise RunFailedError(
+                f"{pieces[partition][0]} is planned but its position, {after}, does not move."
+            )
+
+
+def _moved_over(
+    partition: TopicPartition, before: Position | None, after: Position
+) -> tuple[OffsetRange, OffsetRange]:
+    """Return the offsets below and above what was planned before that are planned now."""
+    start = until = after.start_offset
+    if before is not None and before.incarnation == after.incarnation:
+        start, until = before.start_offset, before.planned_until
+    elif before is not None and after.incarnation != before.incarnation + 1:
+        raise RunFailedError(f"{partition} goes from {before} to {after}, which is not its next incarnation.")
+    if after.start_offset > start or after.planned_until < until:
+        raise RunFailedError(f"{partition} goes back from {before} to {after}.")
+    topic, number = partition.topic, partition.partition
+    return (
+        OffsetRange(topic, number, after.start_offset, start),
+        OffsetRange(topic, number, until, after.planned_until),
+    )
+
+
+def _assert_incarnation(plan: Plan, piece: OffsetRange, incarnation: int) -> None:
+    position = plan.positions.get(piece.topic_partition)
+    if position is None or position.incarnation != incarnation:
+        raise RunFailedError(f"{piece} of incarnation {incarnation} is planned beside position {position}.")
+
+
+def _write_batches(  # noqa: PLR0913  the rows it writes
+    con: duckdb.DuckDBPyConnection,
+    stream: str,
+    keys: Sequence[str],
+    plan: Plan,
+    *,
+    kind: str,
+    planned_at: datetime,
+    fingerprint: str,
+) -> None:
+    con.execute(
+        sql.INSERT_BATCHES,
+        {
+            "stream": stream,
+            "batches": list(keys),
+            "kind": kind,
+            "planned_at": planned_at,
+            "fingerprint": fingerprint,
+        },
+    ).fetchall()
+    rows = [
+        {
+            "batch": key,
+            "topic": planned.range.topic,
+            "topic_id": planned.topic_id,
+            "incarnation": planned.incarnation,
+            "partition": planned.range.partition,
+            "from_offset": planned.range.from_offset,
+            "until_offset": planned.range.until_offset,
+            "leader_epoch": planned.leader_epoch,
+        }
+        for key, ranges in zip(keys, plan.batches, strict=True)
+        for planned in ranges
+    ]
+    _insert(con, sql.INSERT_RANGES, _RANGE_ROWS, rows, stream=stream)
+
+
+def _loss_row(loss: Loss, noticed_at: datetime, batch: str | None = None) -> dict[str, object]:
+    return {
+        "batch": batch,
+        "topic": loss.topic_partition.topic,
+        "topic_id": loss.topic_id,
+        "incarnation": loss.incarnation,
+        "partition": loss.topic_partition.partition,
+        "from_offset": loss.from_offset,
+        "until_offset": loss.until_offset,
+        "reason": loss.reason,
+        "noticed_at": noticed_at,
+    }
+
+
+def claim_attempt(
+    con: duckdb.DuckDBPyConnection, stream: str, batch: str, expected_attempts: int, now: datetime
+) -> bool:
+    """Count one more attempt of a planned batch; False where another has done so, or it is committed."""
+    named = {"stream": stream, "batch": batch, "expected": expected_attempts, "now": now}
+    return _changed(con, sql.CLAIM_ATTEMPT, **named) == 1
+
+
+def record_failure(
+    con: duckdb.DuckDBPyConnection, stream: str, batch: str, *, error: str, blocked: bool
+) -> None:
+    """Write down why the last attempt of a batch failed. A batch once committed is never blocked."""
+    _changed(con, sql.RECORD_FAILURE, stream=stream, batch=batch, error=error, blocked=blocked)
+
+
+def clear_block(con: duckdb.DuckDBPyConnection, stream: str, batch: str) -> None:
+    """Let a blocked batch be run again."""
+    _changed(con, sql.CLEAR_BLOCK, stream=stream, batch=batch)
+
+
+def commit_batch(  # noqa: PLR0913  the parts of one transaction, each by its name
+    con: duckdb.DuckDBPyConnection,
+    stream: str,
+    batch: str,
+    *,
+    expected_generation: int,
+    staged: Sequence[StagedSlice],
+    data: Sequence[pa.Table],
+    table: TableName,
+    columns: Sequence[Column],
+    run_id: str,
+    fingerprint: str,
+    now: datetime,
+) -> BatchRow:
+    """Write a batch's rows, the outcome of each of its ranges and its change of state.
+
+    From generation 1 on it replaces the rows that are there, never deleting one that was not fetched again.
+
+    Args:
+        con: Given by `Warehouse.writing()`.
+        stream: The stream.
+        batch: The batch.
+        expected_generation: Of the batch when its run read it.
+        staged: What was fetched, in pieces that tile the batch's ranges.
+        data: The rows of `staged`, in the same order.
+        table: The stream's table.
+        columns: The format's own columns.
+        run_id: Of the run that commits.
+        fingerprint: Of the format's settings.
+        now: `_ingested_at` of the rows and the time of the commit.
+
+    Raises:
+        GenerationMovedError: Another run has committed the batch meanwhile.
+        RangeUnavailableError: A replay lacks rows that are there.
+        BatchUnknownError: The ledger has no such batch.
+        WarehouseInvalidError: The table no longer fits.
+        RunFailedError: What was staged does not add up to what was planned.
+    """
+    found = read_batch(con, stream, batch)
+    if found is None:
+        raise BatchUnknownError(f"stream {stream} has no batch {batch} in the ledger; nothing was written.")
+    if found.generation != expected_generation:
+        raise GenerationMovedError(found, expected_generation)
+    check_table(con, table, columns)
+    settled = _settle(found, staged)
+    rows = sum(one.rows for one in staged)
+    swapped = _changed(
+        con,
+        sql.SWAP_GENERATION,
+        stream=stream,
+        batch=batch,
+        expected=expected_generation,
+        run_id=run_id,
+        now=now,
+        fingerprint=fingerprint,
+        rows=rows,
+    )
+    if swapped != 1:
+        raise GenerationMovedError(found, expected_generation)
+    target = quote_table(table)
+    names = [name for name in METADATA_COLUMNS if name not in _OF_THE_COMMIT]
+    names += [column.name for column in columns]
+    incoming = _incoming(found, data, names, settled)
+    if incoming.num_rows != rows:
+        raise RunFailedError(
+            f"batch {batch} of {stream}: {incoming.num_rows} rows are staged where the fetch counted {rows}."
+            " Nothing was written."
+        )
+    with _registered(con, _STAGED, incoming):
+        if expected_generation:
+            _guard(con, stream, batch, target)
+            con.execute(sql.DELETE_ROWS.format(table=target), {"batch": batch}).fetchall()
+            _changed(con, sql.DELETE_QUARANTINED, stream=stream, batch=batch)
+        inserted = _changed(
+            con,
+            sql.INSERT_ROWS.format(table=target, columns=", ".join(map(quote, names)), staged=_STAGED),
+            batch=batch,
+            now=now,
+        )
+    if inserted != rows:
+        raise RunFailedError(f"batch {batch} of {stream}: {inserted} of {rows} rows were inserted; undone.")
+    _insert(
+        con,
+        sql.UPDATE_OUTCOMES,
+        _OUTCOME_ROWS,
+        [outcome for outcome, _ in settled],
+        stream=stream,
+        batch=batch,
+    )
+    _write_losses(con, stream, batch, [loss for _, losses in settled for loss in losses], now)
+    committed = read_batch(con, stream, batch)
+    assert committed is not None  # noqa: S101  read in the transaction that has just updated it
+    return committed
+
+
+def _settle(batch: BatchRow, staged: Sequence[StagedSlice]) -> list[tuple[dict[str, Any], list[Loss]]]:
+    """Sum the evidence of each planned range over its staged pieces, and check that it is all of it."""
+    pieces: dict[TopicPartition, list[StagedRange]] = defaultdict(list)
+    for one in staged:
+        for piece in one.ranges:
+            pieces[piece.evidence.planned.range.topic_partition].append(piece)
+    settled = [
+        _settle_range(batch, planned, pieces.pop(planned.range.topic_partition, []))
+        for planned in batch.ranges
+    ]
+    if pieces:
+        raise RunFailedError(
+            f"batch {batch.batch} of {batch.stream}: {', '.join(map(str, pieces))} was fetched but not"
+            " planned."
+        )
+    return settled
+
+
+def _settle_range(
+    batch: BatchRow, planned: PlannedRange, pieces: Sequence[StagedRange]
+) -> tuple[dict[str, Any], list[Loss]]:
+    whole = planned.range
+    where = f"batch {batch.batch} of {batch.stream}, {whole}"
+    evidence: list[RangeEvidence] = sorted(
+        (piece.evidence for piece in pieces), key=lambda one: one.planned.range.from_offset
+    )
+    flaw = first_flaw((one.planned.range for one in evidence), whole)
+    if flaw is not None:
+        raise RunFailedError(f"{where}: what was fetched does not tile it, {flaw}. Nothing was written.")
+    if any(one.planned.incarnation != planned.incarnation for one in evidence):
+        raise RunFailedError(f"{where}: another incarnation of the topic was fetched. Nothing was written.")
+    lost = merge(stretch for one in evidence for stretch in one.lost)
+    loaded = sum(one.records for one in evidence)
+    undeliverable = sum(one.undeliverable for one in evidence)
+    gone = sum(stretch.size for stretch in lost)
+    if loaded + undeliverable + gone != whole.size or any(whole.intersect(one) != one for one in lost):
+        raise RunFailedError(
+            f"{where}: {loaded} records, {undeliverable} offsets seen to be undeliverable and {gone} lost do"
+            " not add"
+            f" up to its {whole.size} offsets. Nothing was written."
+        )
+    functions = {piece.digest_function for piece in pieces}
+    digests = [piece.digest for piece in pieces]
+    known = len(functions) == 1 and None not in digests
+    outcome = {
+        "topic": whole.topic,
+        "partition": whole.partition,
+        "loaded": loaded,
+        "filtered": 0,
+        "quarantined": 0,
+        "undeliverable": undeliverable,
+        "lost": gone,
+        "bytes": sum(one.bytes for one in evidence),
+        "gaps": sum(one.gaps for one in evidence),
+        "end_proof": evidence[-1].end_proof,
+        "min_timestamp_ms": min(_known(one.min_timestamp_ms for one in evidence), default=None),
+        "max_timestamp_ms": max(_known(one.max_timestamp_ms for one in evidence), default=None),
+        "offset_sum": str(sum(one.offset_sum for one in evidence)),
+        "digest": str(sum(_known(digests))) if known else None,
+        "digest_function": functions.pop() if known else None,
+    }
+    return outcome, [
+        Loss(
+            whole.topic_partition,
+            planned.topic_id,
+            planned.incarnation,
+            stretch.from_offset,
+            stretch.until_offset,
+            "deleted by Kafka after the batch was planned and before it was fetched",
+        )
+        for stretch in lost
+    ]
+
+
+def _known(numbers: Iterable[int | None]) -> list[int]:
+    return [number for number in numbers if number is not None]
+
+
+def _incoming(
+    batch: BatchRow,
+    data: Sequence[pa.Table],
+    names: Sequence[str],
+    settled: Sequence[tuple[Mapping[str, Any], Sequence[Loss]]],
+) -> pa.Table:
+    """Return the rows as one table, which DuckDB inserts twice as fast as many small ones."""
+    filled = [part for part in data if part.num_rows]
+    for part in filled:
+        if set(part.column_names) != set(names):
+            odd = ", ".join(sorted(set(part.column_names) ^ set(names)))
+            raise RunFailedError(
+                f"batch {batch.batch} of {batch.stream}: the staged columns differ from the table's in"
+                f" {odd}. Nothing"
+                " was written."
+            )
+    if not filled:
+        return pa.table({name: pa.nulls(0) for name in names})
+    whole = pa.concat_tables([part.select(list(names)) for part in filled])
+    staged_sum = (pc.sum(whole["_kafka_offset"]).as_py() or 0) % _WRAP
+    if staged_sum != sum(int(outcome["offset_sum"]) for outcome, _ in settled) % _WRAP:
+        raise RunFailedError(
+            f"batch {batch.batch} of {batch.stream}: the staged rows are not those that were fetched, their"
+            " offsets"
+            " sum up to another number. Nothing was written."
+        )
+    return whole
+
+
+def _guard(con: duckdb.DuckDBPyConnection, stream: str, batch: str, target: str) -> None:
+    named = {"stream": stream, "batch": batch}
+    missing = con.execute(sql.ROWS_NOT_STAGED.format(table=target, staged=_STAGED), named).fetchall()
+    if missing:
+        listed = "; ".join(
+            f"{topic}[{partition}]: {count} between offsets {low} and {high}"
+            for topic, partition, count, low, high in missing
+        )
+        raise RangeUnavailableError(
+            f"Kafka no longer gives back rows of batch {batch} of stream {stream} that are in the table"
+            f" ({listed});"
+            " retention or compaction took them since. Replacing the batch would lose them, so nothing was"
+            " changed."
+        )
+
+
+def _write_losses(
+    con: duckdb.DuckDBPyConnection, stream: str, batch: str, losses: Sequence[Loss], now: datetime
+) -> None:
+    """Replace the batch's losses; those that stay keep the time they were noticed at."""
+    named = {"stream": stream, "batch": batch}
+    noticed = {tuple(row[:4]): row[4] for row in con.execute(sql.TAKE_LOSSES, named).fetchall()}
+    if noticed:
+        _changed(con, sql.DELETE_LOSSES, **named)
+    rows = []
+    for loss in losses:
+        place = loss.topic_partition
+        key = (place.topic, place.partition, loss.from_offset, loss.until_offset)
+        rows.append(_loss_row(loss, noticed.get(key, now), batch))
+    _insert(con, sql.INSERT_LOSSES, _LOSS_ROWS, rows, stream=stream)
+
+
+@contextmanager
+def _registered(con: duckdb.DuckDBPyConnection, name: str, rows: pa.Table) -> Iterator[None]:
+    con.register(name, rows)
+    try:
+        yield
+    finally:
+        # Fails only in a transaction that is about to be rolled back, and the name with it.
+        with suppress(duckdb.Error):
+            con.unregister(name)
+
+
+def _changed(con: duckdb.DuckDBPyConnection, statement: str, **named: object) -> int:
+    """Run a statement that changes rows and return how many."""
+    ((count,),) = con.execute(statement, named).fetchall()
+    return int(count)
+
+
+def _insert(
+    con: duckdb.DuckDBPyConnection,
+    statement: str,
+    schema: pa.Schema,
+    rows: Sequence[Mapping[str, object]],
+    **named: object,
+) -> int:
+    """Run a statement over rows, named `{rows}` in it, and return how many it changed."""
+    if not rows:
+        return 0
+    with _registered(con, _ROWS, pa.Table.from_pylist(list(rows), schema=schema)):
+        return _changed(con, statement.format(rows=_ROWS), **named)

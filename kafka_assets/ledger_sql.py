@@ -1,0 +1,617 @@
+"""The ledger's SQL: named parameters; `{table}` and the like are identifiers, quoted by the caller."""
+
+from __future__ import annotations
+
+SCHEMA_VERSION = 1
+
+CREATE_TABLES = """
+CREATE SCHEMA kafka_assets_ledger;
+
+CREATE TABLE kafka_assets_ledger.meta (
+    schema_version INTEGER NOT NULL,
+    ledger_id      VARCHAR NOT NULL
+);
+
+-- No table has a key or an index: uniqueness is kept by compare-and-swap on streams.plan_version and
+-- batches.generation, whose rows are only ever changed by plain UPDATEs that count what they changed.
+CREATE TABLE kafka_assets_ledger.streams (
+    stream        VARCHAR NOT NULL,
+    table_schema  VARCHAR NOT NULL,
+    table_name    VARCHAR NOT NULL,
+    fingerprint   VARCHAR NOT NULL,
+    plan_version  BIGINT NOT NULL,
+    registered_at TIMESTAMPTZ NOT NULL
+);
+
+CREATE TABLE kafka_assets_ledger.positions (
+    stream        VARCHAR NOT NULL,
+    topic         VARCHAR NOT NULL,
+    topic_id      VARCHAR,
+    incarnation   INTEGER NOT NULL,
+    "partition"   INTEGER NOT NULL,
+    start_offset  BIGINT NOT NULL,
+    planned_until BIGINT NOT NULL,
+    leader_epoch  INTEGER
+);
+
+CREATE TABLE kafka_assets_ledger.batches (
+    stream       VARCHAR NOT NULL,
+    batch        VARCHAR NOT NULL,
+    kind         VARCHAR NOT NULL,
+    state        VARCHAR NOT NULL,
+    planned_at   TIMESTAMPTZ NOT NULL,
+    generation   INTEGER NOT NULL,
+    attempts     INTEGER NOT NULL,
+    launched_at  TIMESTAMPTZ,
+    run_id       VARCHAR,
+    committed_at TIMESTAMPTZ,
+    fingerprint  VARCHAR NOT NULL,
+    last_error   VARCHAR,
+    blocked      BOOLEAN NOT NULL,
+    "rows"       BIGINT
+);
+
+CREATE TABLE kafka_assets_ledger.offset_ranges (
+    stream          VARCHAR NOT NULL,
+    batch           VARCHAR NOT NULL,
+    topic           VARCHAR NOT NULL,
+    topic_id        VARCHAR,
+    incarnation     INTEGER NOT NULL,
+    "partition"     INTEGER NOT NULL,
+    from_offset     BIGINT NOT NULL,
+    until_offset    BIGINT NOT NULL,
+    leader_epoch    INTEGER,
+    -- What became of it, NULL until the batch is committed.
+    loaded          BIGINT,
+    filtered        BIGINT,
+    quarantined     BIGINT,
+    undeliverable   BIGINT,
+    lost            BIGINT,
+    removed         BIGINT,
+    bytes           BIGINT,
+    gaps            BIGINT,
+    end_proof       VARCHAR,
+    min_timestamp   TIMESTAMPTZ,
+    max_timestamp   TIMESTAMPTZ,
+    offset_sum      HUGEINT,
+    digest          HUGEINT,
+    digest_function VARCHAR
+);
+
+CREATE TABLE kafka_assets_ledger.quarantine (
+    stream                VARCHAR NOT NULL,
+    _kafka_topic          VARCHAR NOT NULL,
+    _kafka_partition      INTEGER NOT NULL,
+    _kafka_offset         BIGINT NOT NULL,
+    _kafka_timestamp      TIMESTAMPTZ,
+    _kafka_timestamp_type VARCHAR,
+    _kafka_key            BLOB,
+    _kafka_headers        STRUCT("key" VARCHAR, "value" BLOB)[],
+    _kafka_batch          VARCHAR NOT NULL,
+    _ingested_at          TIMESTAMPTZ NOT NULL,
+    _kafka_value          BLOB,
+    stage                 VARCHAR NOT NULL,
+    error                 VARCHAR NOT NULL
+);
+
+CREATE TABLE kafka_assets_ledger.losses (
+    stream       VARCHAR NOT NULL,
+    -- NULL: the offsets were skipped by a plan and are in no batch.
+    batch        VARCHAR,
+    topic        VARCHAR NOT NULL,
+    topic_id     VARCHAR,
+    incarnation  INTEGER NOT NULL,
+    "partition"  INTEGER NOT NULL,
+    from_offset  BIGINT NOT NULL,
+    until_offset BIGINT NOT NULL,
+    reason       VARCHAR NOT NULL,
+    noticed_at   TIMESTAMPTZ NOT NULL
+);
+
+CREATE TABLE kafka_assets_ledger.removals (
+    stream     VARCHAR NOT NULL,
+    predicate  VARCHAR NOT NULL,
+    removed_at TIMESTAMPTZ NOT NULL
+);
+"""
+
+CREATE_VIEWS = """
+CREATE SCHEMA IF NOT EXISTS kafka_assets;
+
+CREATE OR REPLACE VIEW kafka_assets.batches AS
+SELECT
+    stream, batch, kind, state, planned_at, committed_at, run_id, attempts, last_error,
+    counted.records, batches."rows"
+FROM kafka_assets_ledger.batches
+LEFT JOIN (
+    SELECT stream, batch, sum(loaded + filtered + quarantined)::BIGINT AS records
+    FROM kafka_assets_ledger.offset_ranges
+    GROUP BY stream, batch
+) AS counted USING (stream, batch);
+
+CREATE OR REPLACE VIEW kafka_assets.offset_ranges AS
+SELECT
+    stream, batch, topic, topic_id, incarnation, "partition", from_offset, until_offset, state,
+    loaded, filtered, quarantined, undeliverable, lost, removed
+FROM kafka_assets_ledger.offset_ranges
+JOIN kafka_assets_ledger.batches USING (stream, batch);
+
+CREATE OR REPLACE VIEW kafka_assets.positions AS
+SELECT
+    stream, topic, topic_id, incarnation, "partition", start_offset, planned_until,
+    coalesce(open.from_offset, planned_until) AS committed_until
+FROM kafka_assets_ledger.positions
+LEFT JOIN (
+    SELECT stream, topic, incarnation, "partition", min(from_offset) AS from_offset
+    FROM kafka_assets_ledger.offset_ranges
+    JOIN kafka_assets_ledger.batches USING (stream, batch)
+    WHERE state = 'planned'
+    GROUP BY ALL
+) AS open USING (stream, topic, incarnation, "partition");
+
+CREATE OR REPLACE VIEW kafka_assets.quarantine AS
+SELECT
+    stream, _kafka_topic, _kafka_partition, _kafka_offset, _kafka_timestamp, _kafka_timestamp_type,
+    _kafka_key, _kafka_headers, _kafka_batch, _ingested_at, _kafka_value, stage, error
+FROM kafka_assets_ledger.quarantine;
+
+CREATE OR REPLACE VIEW kafka_assets.losses AS
+SELECT stream, topic, topic_id, incarnation, "partition", from_offset, until_offset, reason, noticed_at
+FROM kafka_assets_ledger.losses;
+"""
+
+HAS_LEDGER = """
+SELECT count(*) FILTER (table_name = 'meta'), count(*)
+FROM duckdb_tables()
+WHERE database_name = current_database() AND schema_name = 'kafka_assets_ledger'
+"""
+
+READ_STREAM = """
+SELECT plan_version, table_schema, table_name, registered_at
+FROM kafka_assets_ledger.streams
+WHERE stream = $stream
+"""
+
+READ_POSITIONS = """
+SELECT topic, "partition", topic_id, incarnation, start_offset, planned_until, leader_epoch
+FROM kafka_assets_ledger.positions
+WHERE stream = $stream
+QUALIFY incarnation = max(incarnation) OVER (PARTITION BY topic, "partition")
+ORDER BY topic, "partition"
+"""
+
+READ_LAST_BATCH = """
+SELECT max(batch), max(planned_at) FILTER (kind = 'live')
+FROM kafka_assets_ledger.batches
+WHERE stream = $stream
+"""
+
+READ_OPEN_KEYS = """
+SELECT batch
+FROM kafka_assets_ledger.batches
+WHERE stream = $stream AND state = 'planned'
+"""
+
+READ_RECENT_KEYS = """
+SELECT batch
+FROM kafka_assets_ledger.batches
+WHERE stream = $stream AND state = 'committed'
+ORDER BY committed_at DESC, batch DESC
+LIMIT $count
+"""
+
+READ_BYTES_PER_RECORD = """
+WITH recent AS (
+    SELECT stream, batch
+    FROM kafka_assets_ledger.batches
+    WHERE stream = $stream AND state = 'committed' AND kind = 'live'
+    ORDER BY committed_at DESC, batch DESC
+    LIMIT $count
+)
+SELECT sum(bytes) / nullif(sum(loaded + filtered + quarantined), 0)
+FROM kafka_assets_ledger.offset_ranges
+JOIN recent USING (stream, batch)
+"""
+
+READ_BATCHES = """
+SELECT
+    batch, kind, state, planned_at, generation, attempts, launched_at, run_id, committed_at,
+    fingerprint, last_error, blocked, "rows"
+FROM kafka_assets_ledger.batches
+WHERE stream = $stream AND list_contains($batches, batch)
+ORDER BY batch
+"""
+
+READ_RANGES = """
+SELECT
+    batch, topic, "partition", from_offset, until_offset, incarnation, topic_id, leader_epoch,
+    loaded, filtered, quarantined, undeliverable, lost, removed, bytes
+FROM kafka_assets_ledger.offset_ranges
+WHERE stream = $stream AND list_contains($batches, batch)
+ORDER BY batch, topic, "partition", from_offset
+"""
+
+TABLE_OWNER = """
+SELECT stream
+FROM kafka_assets_ledger.streams
+WHERE lower(table_schema) = lower($schema) AND lower(table_name) = lower($name)
+"""
+
+TABLE_COLUMNS = """
+SELECT column_name, data_type
+FROM duckdb_columns()
+WHERE database_name = current_database()
+  AND lower(schema_name) = lower($schema) AND lower(table_name) = lower($name)
+ORDER BY column_index
+"""
+
+REGISTER_STREAM = """
+INSERT INTO kafka_assets_ledger.streams
+VALUES ($stream, $schema, $name, $fingerprint, 1, $now)
+"""
+
+SWAP_PLAN_VERSION = """
+UPDATE kafka_assets_ledger.streams
+SET plan_version = plan_version + 1, fingerprint = $fingerprint
+WHERE stream = $stream AND plan_version = $expected
+"""
+
+INSERT_POSITIONS = """
+INSERT INTO kafka_assets_ledger.positions BY NAME
+SELECT $stream AS stream, * FROM {rows}
+"""
+
+UPDATE_POSITIONS = """
+UPDATE kafka_assets_ledger.positions AS stored
+SET topic_id = changed.topic_id,
+    start_offset = changed.start_offset,
+    planned_until = changed.planned_until,
+    leader_epoch = changed.leader_epoch
+FROM {rows} AS changed
+WHERE stored.stream = $stream
+  AND stored.topic = changed.topic
+  AND stored."partition" = changed."partition"
+  AND stored.incarnation = changed.incarnation
+"""
+
+INSERT_BATCHES = """
+INSERT INTO kafka_assets_ledger.batches BY NAME
+SELECT
+    $stream AS stream, unnest($batches) AS batch, $kind AS kind, 'planned' AS state,
+    $planned_at AS planned_at, 0 AS generation, 0 AS attempts, $fingerprint AS fingerprint,
+    false AS blocked
+"""
+
+INSERT_RANGES = """
+INSERT INTO kafka_assets_ledger.offset_ranges BY NAME
+SELECT $stream AS stream, * FROM {rows}
+"""
+
+INSERT_LOSSES = """
+INSERT INTO kafka_assets_ledger.losses BY NAME
+SELECT $stream AS stream, * FROM {rows}
+"""
+
+CLAIM_ATTEMPT = """
+UPDATE kafka_assets_ledger.batches
+SET attempts = attempts + 1, launched_at = $now
+WHERE stream = $stream AND batch = $batch AND state = 'planned' AND attempts = $expected
+"""
+
+RECORD_FAILURE = """
+UPDATE kafka_assets_ledger.batches
+SET last_error = $error, blocked = $blocked AND state = 'planned'
+WHERE stream = $stream AND batch = $batch
+"""
+
+CLEAR_BLOCK = """
+UPDATE kafka_assets_ledger.batches
+SET blocked = false
+WHERE stream = $stream AND batch = $batch
+"""
+
+SWAP_GENERATION = """
+UPDATE kafka_assets_ledger.batches
+SET state = 'committed',
+    generation = generation + 1,
+    run_id = $run_id,
+    committed_at = $now,
+    fingerprint = $fingerprint,
+    last_error = NULL,
+    blocked = false,
+    "rows" = $rows
+WHERE stream = $stream AND batch = $batch AND generation = $expected
+"""
+
+ROWS_NOT_STAGED = """
+SELECT _kafka_topic, _kafka_partition, count(*), min(_kafka_offset), max(_kafka_offset)
+FROM (
+    SELECT _kafka_topic, _kafka_partition, _kafka_offset
+    FROM {table}
+    WHERE _kafka_batch = $batch
+    UNION ALL
+    SELECT _kafka_topic, _kafka_partition, _kafka_offset
+    FROM kafka_assets_ledger.quarantine
+    WHERE stream = $stream AND _kafka_batch = $batch
+) AS stored
+ANTI JOIN {staged} AS staged USING (_kafka_topic, _kafka_partition, _kafka_offset)
+GROUP BY ALL
+ORDER BY ALL
+"""
+
+DELETE_ROWS = """
+DELETE FROM {table} WHERE _kafka_batch = $batch
+"""
+
+DELETE_QUARANTINED = """
+DELETE FROM kafka_assets_ledger.quarantine WHERE stream = $stream AND _kafka_batch = $batch
+"""
+
+INSERT_ROWS = """
+INSERT INTO {table} ({columns}, _kafka_batch, _ingested_at)
+SELECT {columns}, $batch, $now
+FROM {staged}
+"""
+
+UPDATE_OUTCOMES = """
+UPDATE kafka_assets_ledger.offset_ranges AS planned
+SET loaded = outcome.loaded,
+    filtered = outcome.filtered,
+    quarantined = outcome.quarantined,
+    undeliverable = outcome.undeliverable,
+    lost = outcome.lost,
+    removed = 0,
+    bytes = outcome.bytes,
+    gaps = outcome.gaps,
+    end_proof = outcome.end_proof,
+    min_timestamp = make_timestamptz(outcome.min_timestamp_ms * 1000),
+    max_timestamp = make_timestamptz(outcome.max_timestamp_ms * 1000),
+    offset_sum = outcome.offset_sum::HUGEINT,
+    digest = outcome.digest::HUGEINT,
+    digest_function = outcome.digest_function
+FROM {rows} AS outcome
+WHERE planned.stream = $stream AND planned.batch = $batch
+  AND planned.topic = outcome.topic AND planned."partition" = outcome."partition"
+"""
+
+TAKE_LOSSES = """
+SELECT topic, "partition", from_offset, until_offset, noticed_at
+FROM kafka_assets_ledger.losses
+WHERE stream = $stream AND batch = $batch
+"""
+
+DELETE_LOSSES = """
+DELETE FROM kafka_assets_ledger.losses WHERE stream = $stream AND batch = $batch
+"""
+
+POSITIONS_REPORT = """
+WITH ranges AS (
+    SELECT
+        topic, incarnation, "partition",
+        min(from_offset) FILTER (state = 'planned') AS open_from,
+        max(until_offset) FILTER (state = 'committed') AS last_committed
+    FROM kafka_assets.offset_ranges
+    WHERE stream = $stream
+    GROUP BY ALL
+),
+holes AS (
+    SELECT topic, incarnation, "partition", sum(until_offset - from_offset)::BIGINT AS hole
+    FROM kafka_assets.offset_ranges
+    JOIN ranges USING (topic, incarnation, "partition")
+    WHERE stream = $stream AND state = 'planned' AND until_offset <= last_committed
+    GROUP BY ALL
+)
+SELECT
+    topic, topic_id, incarnation, "partition", start_offset, planned_until,
+    coalesce(open_from, planned_until),
+    coalesce(hole, 0)
+FROM kafka_assets_ledger.positions
+LEFT JOIN ranges USING (topic, incarnation, "partition")
+LEFT JOIN holes USING (topic, incarnation, "partition")
+WHERE stream = $stream
+ORDER BY topic, "partition", incarnation
+"""
+
+BATCH_COUNTS = """
+SELECT
+    count(*) FILTER (state = 'planned'),
+    count(*) FILTER (state = 'committed'),
+    count(*) FILTER (state = 'planned' AND NOT blocked AND last_error IS NOT NULL),
+    count(*) FILTER (state = 'planned' AND blocked)
+FROM kafka_assets_ledger.batches
+WHERE stream = $stream
+"""
+
+_PIECES = """
+pieces AS (
+    SELECT
+        batch, state, topic, incarnation, "partition", from_offset, until_offset,
+        until_offset - from_offset AS size,
+        loaded, filtered, quarantined, undeliverable, lost, removed
+    FROM kafka_assets_ledger.offset_ranges
+    JOIN kafka_assets_ledger.batches USING (stream, batch)
+    WHERE stream = $stream
+    UNION ALL
+    -- What a plan skipped lies in no range; what was lost inside a range is in that range's class.
+    SELECT
+        NULL, 'skipped', topic, incarnation, "partition", from_offset, until_offset,
+        until_offset - from_offset,
+        0, 0, 0, 0, until_offset - from_offset, 0
+    FROM kafka_assets_ledger.losses
+    WHERE stream = $stream AND batch IS NULL
+)
+"""
+
+COVERAGE = f"""
+WITH {_PIECES},
+places AS (
+    SELECT
+        topic, topic_id, incarnation, "partition",
+        start_offset AS from_offset, planned_until AS until_offset
+    FROM kafka_assets_ledger.positions
+    WHERE stream = $stream AND $batch IS NULL
+    UNION ALL
+    SELECT topic, topic_id, incarnation, "partition", from_offset, until_offset
+    FROM kafka_assets_ledger.offset_ranges
+    WHERE stream = $stream AND batch = $batch
+),
+counted AS (
+    SELECT
+        topic, incarnation, "partition",
+        sum(loaded) AS loaded, sum(filtered) AS filtered, sum(quarantined) AS quarantined,
+        sum(undeliverable) AS undeliverable, sum(lost) AS lost, sum(removed) AS removed,
+        sum(size) FILTER (state = 'planned') AS pending
+    FROM pieces
+    WHERE $batch IS NULL OR batch = $batch
+    GROUP BY ALL
+)
+SELECT
+    topic, topic_id, incarnation, "partition", places.from_offset, places.until_offset,
+    COLUMNS(['loaded', 'filtered', 'quarantined', 'undeliverable', 'lost', 'removed', 'pending'])
+FROM places
+LEFT JOIN counted USING (topic, incarnation, "partition")
+ORDER BY topic, "partition", incarnation
+"""  # noqa: S608  put together from constants
+
+TILING_FLAWS = f"""
+WITH {_PIECES},
+neighbours AS (
+    SELECT
+        *,
+        lag(until_offset) OVER along AS reached,
+        lead(from_offset) OVER along AS following
+    FROM pieces
+    WINDOW along AS (PARTITION BY topic, incarnation, "partition" ORDER BY from_offset, until_offset)
+),
+positions AS (
+    SELECT topic, incarnation, "partition", start_offset, planned_until
+    FROM kafka_assets_ledger.positions
+    WHERE stream = $stream
+)
+SELECT
+    batch, topic, "partition", from_offset, until_offset, incarnation,
+    coalesce(reached, start_offset) AS expected_from,
+    CASE WHEN following IS NULL THEN planned_until END AS expected_until
+FROM neighbours
+LEFT JOIN positions USING (topic, incarnation, "partition")
+WHERE from_offset IS DISTINCT FROM coalesce(reached, start_offset)
+   OR (following IS NULL AND until_offset IS DISTINCT FROM planned_until)
+ORDER BY topic, "partition", incarnation, from_offset
+LIMIT $limit
+"""  # noqa: S608  put together from constants
+
+CLASS_FLAWS = """
+WITH booked AS (
+    SELECT batch, topic, "partition", sum(until_offset - from_offset) AS booked
+    FROM kafka_assets_ledger.losses
+    WHERE stream = $stream AND batch IS NOT NULL
+    GROUP BY ALL
+),
+kept AS (
+    SELECT
+        _kafka_batch AS batch, _kafka_topic AS topic, _kafka_partition AS "partition",
+        count(*) AS kept
+    FROM kafka_assets_ledger.quarantine
+    WHERE stream = $stream
+    GROUP BY ALL
+)
+SELECT
+    batch, topic, "partition", from_offset, until_offset,
+    loaded + filtered + quarantined + undeliverable + lost + removed AS accounted,
+    lost, coalesce(booked, 0), quarantined, coalesce(kept, 0)
+FROM kafka_assets_ledger.offset_ranges
+JOIN kafka_assets_ledger.batches USING (stream, batch)
+LEFT JOIN booked USING (batch, topic, "partition")
+LEFT JOIN kept USING (batch, topic, "partition")
+WHERE stream = $stream AND state = 'committed' AND ($batch IS NULL OR batch = $batch)
+  AND (
+    accounted IS DISTINCT FROM until_offset - from_offset
+    OR least(loaded, filtered, quarantined, undeliverable, lost, removed) < 0
+    OR lost IS DISTINCT FROM coalesce(booked, 0)
+    OR quarantined IS DISTINCT FROM coalesce(kept, 0)
+  )
+ORDER BY ALL
+LIMIT $limit
+"""
+
+BLOCKS = """
+WITH sized AS (
+    SELECT batch, sum(1 + least(coalesce(loaded, 0), (until_offset - from_offset) // 64 + 1)) AS cells
+    FROM kafka_assets_ledger.offset_ranges
+    WHERE stream = $stream
+    GROUP BY batch
+),
+blocks AS (
+    SELECT batch, sum(cells) OVER (ORDER BY batch) // $cells AS block
+    FROM sized
+)
+SELECT min(batch)
+FROM blocks
+GROUP BY block
+ORDER BY 1
+"""
+
+ROWS_WITHOUT_IDENTITY = """
+SELECT count(*)
+FROM {table}
+WHERE _kafka_batch IS NULL OR _kafka_topic IS NULL OR _kafka_partition IS NULL OR _kafka_offset IS NULL
+"""
+
+TABLE_FLAWS = """
+-- Distinct offsets are counted as bits of 64 neighbours, which takes a 64th of the memory a set of them would.
+WITH cells AS (
+    SELECT
+        _kafka_batch AS batch, _kafka_topic AS topic, _kafka_partition AS "partition",
+        _kafka_offset // 64 AS cell,
+        count(*) AS "rows",
+        bit_or(1::UBIGINT << (_kafka_offset & 63)::UBIGINT) AS offsets,
+        min(_kafka_offset) AS low,
+        max(_kafka_offset) AS high,
+        sum(_kafka_offset) AS offset_sum,
+        {digest} AS digest
+    FROM {table}
+    WHERE {rows_of_block}
+    GROUP BY ALL
+),
+held AS (
+    SELECT
+        batch, topic, "partition",
+        sum("rows")::BIGINT AS "rows", sum(bit_count(offsets))::BIGINT AS offsets,
+        min(low) AS low, max(high) AS high, sum(offset_sum) AS offset_sum, sum(digest) AS digest
+    FROM cells
+    GROUP BY ALL
+),
+booked AS (
+    SELECT
+        batch, topic, "partition", from_offset, until_offset, state,
+        CASE WHEN state = 'committed' THEN loaded ELSE 0 END AS loaded,
+        offset_sum, digest,
+        filtered + quarantined + removed = 0 AS sum_holds,
+        digest_function = $digest_function AS digest_holds
+    FROM kafka_assets_ledger.offset_ranges
+    JOIN kafka_assets_ledger.batches USING (stream, batch)
+    WHERE stream = $stream AND {ranges_of_block}
+)
+SELECT
+    batch, topic, "partition", from_offset, until_offset, state, loaded,
+    coalesce(held."rows", 0), held.offsets, low, high,
+    sum_holds AND booked.offset_sum IS DISTINCT FROM coalesce(held.offset_sum, 0),
+    digest_holds AND sum_holds AND coalesce(booked.digest, 0) IS DISTINCT FROM coalesce(held.digest, 0)
+FROM booked
+FULL JOIN held USING (batch, topic, "partition")
+WHERE from_offset IS NULL
+   OR loaded IS DISTINCT FROM coalesce(held."rows", 0)
+   OR held."rows" <> held.offsets
+   OR low < from_offset
+   OR high >= until_offset
+   OR (
+        state = 'committed' AND sum_holds
+        AND booked.offset_sum IS DISTINCT FROM coalesce(held.offset_sum, 0)
+   )
+   OR (
+        state = 'committed' AND digest_holds AND sum_holds
+        AND coalesce(booked.digest, 0) IS DISTINCT FROM coalesce(held.digest, 0)
+   )
+ORDER BY batch, topic, "partition"
+LIMIT $limit
+"""

@@ -1,0 +1,222 @@
+"""A stream as an asset: each run is `plan -> fetch -> commit` of the batch that its partition key names."""
+
+import time
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import dagster as dg
+
+from kafka_assets import batches, ledger
+from kafka_assets.formats import get_format
+from kafka_assets.offsets import OffsetRange, PlannedRange
+from kafka_assets.orchestration.failures import reported
+from kafka_assets.orchestration.liveness import hold, host_tags
+from kafka_assets.orchestration.metadata import asset_metadata, batch_metadata
+from kafka_assets.orchestration.naming import GENERATION_TAG, STREAM_TAG, Names
+from kafka_assets.orchestration.prefetch import adopt
+from kafka_assets.staging import StagedSlice
+
+if TYPE_CHECKING:
+    from kafka_assets.config import StreamConfig
+    from kafka_assets.ledger import BatchRow
+    from kafka_assets.orchestration.runtime import Runtime
+
+IO_MANAGER = "kafka_assets_io"
+"""The ops' small dicts go through a file-system IO manager of their own: the code location's default one may be
+made for tables."""
+
+
+def batches_def_of(names: Names) -> dg.DynamicPartitionsDefinition:
+    return dg.DynamicPartitionsDefinition(name=names.batches)
+
+
+def topic_assets(names: Names) -> list[dg.AssetSpec]:
+    return [
+        dg.AssetSpec(key, kinds={"kafka"}, group_name="kafka", description=f"Kafka topic `{key.path[-1]}`.")
+        for key in names.topics
+    ]
+
+
+def build_asset(stream: "StreamConfig", runtime: "Runtime") -> dg.AssetsDefinition:
+    """Return the asset of a stream: its table, partitioned by batch."""
+    with warnings.catch_warnings():
+        # Dagster's note that an asset may not always have resources of its own; the version is held for that.
+        warnings.simplefilter("ignore", dg.BetaWarning)
+        return _build_asset(stream, runtime)
+
+
+def _build_asset(stream: "StreamConfig", runtime: "Runtime") -> dg.AssetsDefinition:
+    names = runtime.names(stream)
+    steps = _Steps(stream, runtime)
+    topics = {f"topic_{index}": key for index, key in enumerate(names.topics)}
+
+    plan = dg.op(
+        name=names.op("plan"),
+        description="Reads the batch's offset ranges from the ledger and cuts them into slices.",
+        ins={name: dg.In(dg.Nothing) for name in topics},
+        out=dg.DynamicOut(dict, io_manager_key=IO_MANAGER),
+    )(steps.plan)
+    fetch = dg.op(
+        name=names.op("fetch"),
+        description="Fetches exactly those ranges into staged files.",
+        out=dg.Out(dict, io_manager_key=IO_MANAGER),
+    )(steps.fetch)
+    commit = dg.op(
+        name=names.op("commit"),
+        description="Writes rows, outcomes and the batch's state in one transaction.",
+        ins={"fetched": dg.In(list)},
+        out=dg.Out(dg.Nothing),
+    )(steps.commit)
+
+    @dg.graph_asset(
+        key=names.asset_key,
+        ins={name: dg.AssetIn(key=key, dagster_type=dg.Nothing) for name, key in topics.items()},
+        description=_description(stream),
+        partitions_def=batches_def_of(names),
+        metadata=asset_metadata(stream, runtime.config.warehouse.uri),
+        tags={STREAM_TAG: stream.name},
+        kinds={"kafka", "duckdb"},
+        group_name="kafka",
+        resource_defs={IO_MANAGER: dg.FilesystemIOManager().get_resource_definition()},
+        code_version=get_format(stream.format).fingerprint,
+    )
+    def asset(**topics: Any) -> Any:  # noqa: ANN401  graph composition has no types of its own
+        return commit(plan(**topics).map(fetch).collect())
+
+    return asset
+
+
+def _description(stream: "StreamConfig") -> str:
+    return (
+        f"Stream `{stream.name}`: Kafka records in table `{stream.table}`, each exactly once. A partition is a"
+        " batch: exact offset ranges planned by the sensor. Materializing one again replaces its rows."
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Steps:
+    stream: "StreamConfig"
+    runtime: "Runtime"
+
+    def plan(self, context: dg.OpExecutionContext) -> Iterator[dg.DynamicOutput[dict[str, Any]]]:
+        stream, warehouse, key = self.stream, self.runtime.warehouse, context.partition_key
+        with reported(context, warehouse, stream.name, key):
+            batch = batches.read_batch(stream, warehouse, key)
+            generation = _generation_to_replace(context, batch)
+            if hold(warehouse, stream.name, key) and _in_one_process(context):
+                context.instance.add_run_tags(context.run_id, host_tags())
+            if batch.blocked:
+                with warehouse.writing() as connection:
+                    ledger.clear_block(connection, stream.name, key)
+        slices = batches.slices_of(batch) if generation == batch.generation else ()
+        for planned in batch.ranges:
+            context.log.info(f"planned {planned.range}, {planned.range.size} offsets")
+        groups = max(1, min(self.runtime.fetch_groups, len(slices)))
+        for index in range(groups):
+            yield dg.DynamicOutput(
+                {
+                    "batch": key,
+                    "generation": generation,
+                    "group": index,
+                    "started": time.time(),
+                    "slices": [_ranges_to_json(ranges) for ranges in slices[index::groups]],
+                },
+                mapping_key=str(index),
+            )
+
+    def fetch(self, context: dg.OpExecutionContext, group: dict[str, Any]) -> dict[str, Any]:
+        stream, warehouse, key = self.stream, self.runtime.warehouse, group["batch"]
+        slices = [_ranges_from_json(ranges) for ranges in group["slices"]]
+        if not slices:
+            return {**group, "staged": []}
+        with reported(context, warehouse, stream.name, key):
+            hold(warehouse, stream.name, key)
+            staged = adopt(stream.name, key, group["generation"])
+            if staged is None:
+                batch = batches.read_batch(stream, warehouse, key)
+                staged = batches.stage_slices(
+                    stream,
+                    warehouse,
+                    batch,
+                    slices,
+                    name=f"{context.run_id[:8]}-{group['group']}-{context.retry_number}",
+                )
+        context.log.info(
+            f"fetched {sum(one.rows for one in staged)} records into {len(staged)} staged files,"
+            f" {sum(one.size_bytes for one in staged)} bytes"
+        )
+        return {**group, "slices": [], "staged": [one.to_dict() for one in staged]}
+
+    def commit(self, context: dg.OpExecutionContext, fetched: list[dict[str, Any]]) -> dg.MaterializeResult[None]:
+        stream, warehouse, key = self.stream, self.runtime.warehouse, context.partition_key
+        with reported(context, warehouse, stream.name, key):
+            hold(warehouse, stream.name, key)
+            batch = replace(batches.read_batch(stream, warehouse, key), generation=fetched[0]["generation"])
+            staged = [StagedSlice.from_dict(one) for group in fetched for one in group["staged"]]
+            done = batches.commit(stream, warehouse, batch, staged, run_id=context.run_id)
+        context.log.info(
+            f"{done.outcome}: {done.batch.rows} rows of batch {key} in table {stream.table},"
+            f" {len(done.batch.ranges)} offset ranges in the ledger"
+        )
+        seconds = time.time() - min(group["started"] for group in fetched)
+        return dg.MaterializeResult(
+            metadata=batch_metadata(done.batch, outcome=done.outcome, seconds=seconds)
+        )
+
+
+def _generation_to_replace(context: dg.OpExecutionContext, batch: "BatchRow") -> int:
+    """Return the batch's generation that this run is to move on from: 0 loads it, a higher one replaces its rows.
+
+    Fixed by the first run of a chain of retries, and kept on it as a tag: a run that began before another
+    committed its batch has nothing left to do, and neither has a retry of it, however late.
+    """
+    root = _first_of_retries(context)
+    if (known := root.dagster_run.tags.get(GENERATION_TAG)) is not None:
+        return int(known)
+    generation = batch.generation
+    if batch.committed_at is not None and root.create_timestamp < batch.committed_at:
+        generation = 0
+    context.instance.add_run_tags(root.dagster_run.run_id, {GENERATION_TAG: str(generation)})
+    return generation
+
+
+def _in_one_process(context: dg.OpExecutionContext) -> bool:
+    """Return whether all steps run here, so that a free lock means a dead run.
+
+    Between two steps that are processes of their own nobody holds the lock: such a run is judged by its silence.
+    """
+    return context.job_def.executor_def.name == dg.in_process_executor.name
+
+
+def _first_of_retries(context: dg.OpExecutionContext) -> dg.RunRecord:
+    """Follow a run's parents as long as they failed: to execute a run again that had succeeded is a new wish."""
+    record = context.instance.get_run_record_by_id(context.run_id)
+    while record is not None and (parent_id := record.dagster_run.parent_run_id):
+        parent = context.instance.get_run_record_by_id(parent_id)
+        if parent is None or parent.dagster_run.is_success:
+            break
+        record = parent
+    if record is None:
+        raise dg.DagsterInvariantViolationError(f"run {context.run_id} is not in the instance's storage")
+    return record
+
+
+def _ranges_to_json(ranges: tuple[PlannedRange, ...]) -> list[list[Any]]:
+    return [
+        [
+            planned.range.topic,
+            planned.range.partition,
+            planned.range.from_offset,
+            planned.range.until_offset,
+            planned.incarnation,
+            planned.topic_id,
+            planned.leader_epoch,
+        ]
+        for planned in ranges
+    ]
+
+
+def _ranges_from_json(rows: list[list[Any]]) -> list[PlannedRange]:
+    return [PlannedRange(OffsetRange(*row[:4]), *row[4:]) for row in rows]

@@ -1,0 +1,124 @@
+"""The asset checks of a stream: the coverage proof, and how far behind it is."""
+
+from typing import TYPE_CHECKING
+
+import dagster as dg
+
+from kafka_assets import coverage
+from kafka_assets.formats import get_format
+from kafka_assets.planner import survey
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from kafka_assets.config import StreamConfig
+    from kafka_assets.coverage import PartitionCoverage
+    from kafka_assets.orchestration.runtime import Runtime
+    from kafka_assets.planner import Survey
+    from kafka_assets.planning import Stop
+
+COVERAGE = "coverage"
+LAG = "lag"
+MAX_PROBLEMS_SHOWN = 20
+
+
+def build_checks(stream: "StreamConfig", runtime: "Runtime") -> list[dg.AssetChecksDefinition]:
+    key = runtime.names(stream).asset_key
+
+    @dg.asset_check(
+        asset=key,
+        name=COVERAGE,
+        description=(
+            "Proves that every planned offset is in exactly one class (loaded, filtered, quarantined, undeliverable,"
+            " lost, removed or pending) and that the table holds exactly the loaded ones. In a batch's run it"
+            " proves that batch; executed alone, the whole stream."
+        ),
+    )
+    def coverage_check(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
+        batch = context.partition_key if context.has_partition_key else None
+        columns = get_format(stream.format).columns
+        with runtime.warehouse.reading() as connection:
+            proof = coverage.verify(connection, stream.name, columns, batch=batch)
+        return dg.AssetCheckResult(
+            passed=proof.ok,
+            description="\n".join(proof.problems[:MAX_PROBLEMS_SHOWN])
+            or f"every offset accounted for in {len(proof.partitions)} topic-partitions",
+            metadata={
+                "proved": f"batch {batch}" if batch else "the whole stream",
+                "problems": len(proof.problems),
+                "partitions": coverage_table(proof.partitions),
+            },
+        )
+
+    @dg.asset_check(
+        asset=key,
+        name=LAG,
+        description=(
+            "Passes while the batches that may be in flight at once can take all that Kafka has and the stream has not."
+        ),
+    )
+    def lag_check() -> dg.AssetCheckResult:
+        seen = survey(stream, runtime.warehouse, runtime.log(stream))
+        passed, metadata = lag_of(stream, seen)
+        return dg.AssetCheckResult(passed=passed, severity=dg.AssetCheckSeverity.WARN, metadata=metadata)
+
+    return [coverage_check, lag_check]
+
+
+def lag_of(stream: "StreamConfig", seen: "Survey") -> tuple[bool, dict[str, int]]:
+    """Return whether a stream keeps up, and its lag in numbers."""
+    lag = held_back = 0
+    for partition, bounds in seen.bounds.items():
+        position = seen.state.positions.get(partition)
+        if position is not None:
+            lag += max(0, bounds.end - position.planned_until)
+            held_back += bounds.high_watermark - bounds.end
+    pending = sum(planned.range.size for batch in seen.state.open_batches for planned in batch.ranges)
+    capacity = stream.max_records_per_batch * stream.max_batches_in_flight
+    return lag + pending <= capacity, {
+        "lag": lag + pending,
+        "not_planned": lag,
+        "planned_not_committed": pending,
+        "held_back_by_open_transactions": held_back,
+    }
+
+
+def stop_evaluation(key: dg.AssetKey, stops: "Sequence[Stop]") -> dg.AssetCheckEvaluation:
+    """Return the failing check that says, at every tick, why a stream stands still and what one can do."""
+    return dg.AssetCheckEvaluation(
+        asset_key=key,
+        check_name=COVERAGE,
+        passed=False,
+        severity=dg.AssetCheckSeverity.ERROR,
+        description="\n".join(f"{stop.code}: {stop.message}" for stop in stops[:MAX_PROBLEMS_SHOWN]),
+        metadata={"stops": len(stops)},
+    )
+
+
+def coverage_table(partitions: "Sequence[PartitionCoverage]") -> dg.TableMetadataValue:
+    classes = ("loaded", "filtered", "quarantined", "undeliverable", "lost", "removed", "pending")
+    schema = dg.TableSchema(
+        columns=[
+            dg.TableColumn("topic", "string"),
+            *(
+                dg.TableColumn(name, "int")
+                for name in ("incarnation", "partition", "from", "until", *classes)
+            ),
+        ]
+    )
+    return dg.MetadataValue.table(
+        [
+            dg.TableRecord(
+                {
+                    "topic": one.topic,
+                    "incarnation": one.incarnation,
+                    "partition": one.partition,
+                    "from": one.from_offset,
+                    "until": one.until_offset,
+                    **{name: getattr(one, name) for name in classes},
+                }
+            )
+            for one in partitions
+        ],
+        schema=schema,
+    )

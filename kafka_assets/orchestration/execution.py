@@ -1,0 +1,161 @@
+"""Runs executed in this process, in every other way like those that the daemon launches."""
+
+from __future__ import annotations
+
+import logging
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import dagster as dg
+
+# Dagster has no public way to execute a run that belongs to a code location, which is what lets the UI show
+# and re-execute it; the dependency is held to one minor version for these.
+from dagster._core.definitions.job_base import InMemoryJob
+from dagster._core.definitions.repository_definition import SINGLETON_REPOSITORY_NAME
+from dagster._core.execution.api import create_execution_plan, execute_run
+from dagster._core.remote_origin import (
+    ManagedGrpcPythonEnvCodeLocationOrigin,
+    RemoteJobOrigin,
+    RemoteRepositoryOrigin,
+)
+from dagster._core.snap import snapshot_from_execution_plan
+from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
+from dagster._core.workspace.load import location_origins_from_yaml_paths
+
+from kafka_assets.errors import UsageInvalidError
+from kafka_assets.orchestration.factory import build_definitions_of
+from kafka_assets.orchestration.liveness import release
+from kafka_assets.orchestration.naming import PARTITION_TAG, STREAM_TAG
+
+if TYPE_CHECKING:
+    from dagster._core.remote_origin import CodeLocationOrigin
+
+    from kafka_assets.config import StreamConfig
+    from kafka_assets.orchestration.naming import Names
+    from kafka_assets.orchestration.runtime import Runtime
+
+DEFINITIONS_MODULE = "kafka_assets.definitions"
+
+
+RUN_CONFIG: dict[str, object] = {"loggers": {"console": {}}}
+"""Chooses the console logger of whoever executes: the quiet one here, the usual one when the UI runs it again."""
+
+
+def _quiet(_: dg.InitLoggerContext) -> logging.Logger:
+    logger = logging.Logger("kafka_assets.quiet")  # noqa: LOG001  Dagster asks for one that nobody else has
+    logger.addHandler(logging.NullHandler())
+    return logger
+
+
+QUIET_LOGGER = dg.LoggerDefinition(
+    _quiet, description="Says nothing: the command line shows progress in its own words."
+)
+
+
+def open_instance(folder: Path) -> dg.DagsterInstance:
+    """Return the Dagster instance of `DAGSTER_HOME`, else the one that `dagster.yaml` in `folder` describes.
+
+    Relative paths in that file count from the working directory, as for `dagster dev`: be there.
+
+    Raises:
+        UsageInvalidError: There is neither.
+    """
+    import os  # noqa: PLC0415
+
+    if os.environ.get("DAGSTER_HOME"):
+        return dg.DagsterInstance.get()
+    if not (folder / "dagster.yaml").exists():
+        raise UsageInvalidError(
+            f"there is no Dagster instance to record runs in: DAGSTER_HOME is not set and {folder} has no"
+            " dagster.yaml. Set DAGSTER_HOME to your instance's folder, or put a dagster.yaml beside the streams"
+            " file."
+        )
+    return dg.DagsterInstance.from_config(str(folder))
+
+
+class RunExecutor:
+    """Executes batches of one streams file, one run after another: Dagster's logging allows one a process."""
+
+    def __init__(self, runtime: Runtime, instance: dg.DagsterInstance) -> None:
+        self._runtime = runtime
+        self._instance = instance
+
+    @cached_property
+    def _job(self) -> dg.JobDefinition:
+        definitions = dg.Definitions.merge(
+            build_definitions_of(self._runtime),
+            dg.Definitions(executor=dg.in_process_executor, loggers={"console": QUIET_LOGGER}),
+        )
+        return definitions.get_repository_def().get_implicit_global_asset_job_def()
+
+    @cached_property
+    def _origin(self) -> CodeLocationOrigin:
+        workspace = self._runtime.config.path.parent / "workspace.yaml"
+        if workspace.exists():
+            for origin in location_origins_from_yaml_paths([str(workspace)]):
+                if (
+                    isinstance(origin, ManagedGrpcPythonEnvCodeLocationOrigin)
+                    and origin.loadable_target_origin.module_name == DEFINITIONS_MODULE
+                ):
+                    return origin
+        return ManagedGrpcPythonEnvCodeLocationOrigin(LoadableTargetOrigin(module_name=DEFINITIONS_MODULE))
+
+    def execute(self, stream: StreamConfig, batch: str, tags: dict[str, str] | None = None) -> dg.DagsterRun:
+        """Execute a run of one batch to its end and return it, successful or not."""
+        names = self._runtime.names(stream)
+        self._instance.add_dynamic_partitions(names.batches, [batch])
+        run = self._create_run(names, batch, {**(tags or {}), PARTITION_TAG: batch, STREAM_TAG: stream.name})
+        try:
+            execute_run(InMemoryJob(self._job), run, self._instance, raise_on_error=False)
+        finally:
+            release(stream.name, batch)
+        finished = self._instance.get_run_by_id(run.run_id)
+        if finished is None:
+            raise UsageInvalidError(f"run {run.run_id} was deleted from the Dagster instance while it ran")
+        return finished
+
+    def _create_run(self, names: Names, batch: str, tags: dict[str, str]) -> dg.DagsterRun:
+        # The asset alone, without its checks: `verify` proves all batches at once.
+        selection, checks = frozenset({names.asset_key}), frozenset[dg.AssetCheckKey]()
+        job = self._job.get_subset(asset_selection=selection, asset_check_selection=checks)
+        plan = create_execution_plan(job, run_config=RUN_CONFIG, tags=tags)
+        return self._instance.create_run(
+            job_name=job.name,
+            run_id=None,
+            run_config=RUN_CONFIG,
+            status=None,
+            tags=tags,
+            root_run_id=None,
+            parent_run_id=None,
+            step_keys_to_execute=None,
+            execution_plan_snapshot=snapshot_from_execution_plan(plan, job.get_job_snapshot_id()),
+            job_snapshot=job.get_job_snapshot(),
+            parent_job_snapshot=job.get_parent_job_snapshot(),
+            asset_selection=selection,
+            asset_check_selection=checks,
+            resolved_op_selection=None,
+            op_selection=None,
+            remote_job_origin=RemoteJobOrigin(
+                repository_origin=RemoteRepositoryOrigin(self._origin, SINGLETON_REPOSITORY_NAME),
+                job_name=job.name,
+            ),
+            job_code_origin=None,
+            asset_graph=job.asset_layer.asset_graph,
+        )
+
+    def failure_of(self, run: dg.DagsterRun) -> str:
+        """Return what made a run fail, in the words of the step that failed first."""
+        records = self._instance.get_records_for_run(
+            run.run_id, of_type=dg.DagsterEventType.STEP_FAILURE
+        ).records
+        for record in records:
+            event = record.event_log_entry.dagster_event
+            if event is None:
+                continue
+            data = event.step_failure_data
+            if data.user_failure_data is not None and data.user_failure_data.description:
+                return data.user_failure_data.description
+            if data.error is not None:
+                return data.error.message.strip()
+        return f"run {run.run_id} ended as {run.status.value}"

@@ -1,0 +1,298 @@
+"""`ingest`: drain a stream up to the log ends seen at the start, a Dagster run for each batch, in this process.
+
+While one batch commits, the next is fetched ahead by a thread: the insert leaves the interpreter to others.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+from kafka_assets import batches
+from kafka_assets.errors import (
+    AttemptsExhaustedError,
+    FetchStalledError,
+    KafkaAssetsError,
+    RunFailedError,
+    error_from_text,
+)
+from kafka_assets.ledger import PlanConflictError
+from kafka_assets.orchestration.liveness import hold, release
+from kafka_assets.orchestration.prefetch import offer, withdraw
+from kafka_assets.planner import propose, read_state, record, survey, utc_now
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from kafka_assets.config import StreamConfig
+    from kafka_assets.ledger import BatchRow
+    from kafka_assets.offsets import TopicPartition
+    from kafka_assets.orchestration.execution import RunExecutor
+    from kafka_assets.orchestration.runtime import Runtime
+    from kafka_assets.planner import Survey
+    from kafka_assets.staging import StagedSlice
+
+WAIT_SECONDS = 0.2
+AHEAD = 1
+
+
+class Progress(Protocol):
+    """Where the work says how far it is."""
+
+    def total(self, offsets: int) -> None:
+        """So many offsets are to be committed in all."""
+
+    def advance(self, offsets: int) -> None:
+        """So many more are committed."""
+
+    def say(self, text: str) -> None:
+        """Something a person waiting should know."""
+
+
+@dataclass(slots=True)
+class Ingested:
+    """What `ingest` committed of one stream; counts are of offsets, `rows` of rows."""
+
+    batches: list[str] = field(default_factory=list)
+    records: int = 0
+    rows: int = 0
+    quarantined: int = 0
+    filtered: int = 0
+    undeliverable: int = 0
+    lost: int = 0
+    seconds: float = 0.0
+    error: KafkaAssetsError | None = None
+
+    def add(self, batch: BatchRow) -> None:
+        self.batches.append(batch.batch)
+        self.records += batch.records
+        self.rows += batch.rows
+        for outcome in batch.outcomes:
+            self.quarantined += outcome.quarantined
+            self.filtered += outcome.filtered
+            self.undeliverable += outcome.undeliverable
+            self.lost += outcome.lost
+
+
+def ingest(
+    stream: StreamConfig,
+    runtime: Runtime,
+    executor: RunExecutor,
+    *,
+    progress: Progress,
+    timeout: float | None = None,
+) -> Ingested:
+    """Plan and run batches until every live offset below the log ends seen first is committed.
+
+    Never raises a `KafkaAssetsError`: what was committed before it is part of the answer, which carries it.
+    """
+    result = Ingested()
+    started = time.monotonic()
+    deadline = None if timeout is None else started + timeout
+    drain = _Drain(stream, runtime, executor, progress, deadline, result)
+    try:
+        drain.run()
+    except KafkaAssetsError as error:
+        result.error = error
+    finally:
+        drain.close()
+        result.seconds = round(time.monotonic() - started, 3)
+    return result
+
+
+class _Drain:
+    def __init__(  # noqa: PLR0913  one call, in the function above
+        self,
+        stream: StreamConfig,
+        runtime: Runtime,
+        executor: RunExecutor,
+        progress: Progress,
+        deadline: float | None,
+        result: Ingested,
+    ) -> None:
+        self._stream = stream
+        self._runtime = runtime
+        self._executor = executor
+        self._progress = progress
+        self._deadline = deadline
+        self._result = result
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix=f"ahead-{stream.name}")
+        self._ahead: deque[BatchRow] = deque()
+        self._failed: set[str] = set()
+        self._stops: dict[str, KafkaAssetsError] = {}
+
+    def run(self) -> None:
+        seen = self._survey()
+        ends = {partition: bounds.end for partition, bounds in seen.bounds.items()}
+        self._progress.total(_outstanding(seen, ends))
+        while True:
+            self._check_deadline()
+            planned = self._plan(ends)
+            ours = self._take()
+            if ours:
+                self._execute(ours)
+            elif planned is not None:
+                self._wait(planned)
+            elif not self._others(ends):
+                break
+            else:
+                time.sleep(WAIT_SECONDS)
+        self._raise_what_remains()
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        for batch in self._ahead:
+            withdraw(self._stream.name, batch.batch, batch.generation)
+            release(self._stream.name, batch.batch)
+
+    def _survey(self) -> Survey:
+        return survey(self._stream, self._runtime.warehouse, self._runtime.log(self._stream))
+
+    def _plan(self, ends: Mapping[TopicPartition, int]) -> float | None:
+        """Plan what may be planned now; return for how many seconds a rate limit asks to wait, if it does."""
+        if len(self._ahead) > AHEAD:
+            return None
+        while True:
+            seen = self._survey()
+            now = utc_now()
+            plan = propose(
+                self._stream, seen, self._runtime.log(self._stream), now=now, drain=True, ends=ends
+            )
+            for stop in plan.stops:
+                self._stops[f"{stop.topic}[{stop.partition}]"] = error_from_text(
+                    f"{stop.code}: {stop.message}"
+                )
+            try:
+                keys = record(self._stream, self._runtime.warehouse, seen, plan, now=now)
+            except PlanConflictError:
+                continue
+            break
+        if keys or not plan.lag or self._stream.max_records_per_partition_per_second is None:
+            return None
+        last = seen.state.last_planned_at
+        since = (now - last).total_seconds() if last else 0.0
+        return max(0.0, self._stream.interval - since)
+
+    def _take(self) -> BatchRow | None:
+        """Return the next batch to run, with the one after it being fetched meanwhile."""
+        known = {batch.batch for batch in self._ahead}
+        for batch in self._open():
+            if len(self._ahead) > AHEAD:
+                break
+            if batch.batch not in known and hold(self._runtime.warehouse, self._stream.name, batch.batch):
+                self._fetch_ahead(batch)
+        return self._ahead.popleft() if self._ahead else None
+
+    def _open(self) -> list[BatchRow]:
+        state = read_state(self._stream, self._runtime.warehouse)
+        return [
+            batch
+            for batch in state.open_batches
+            if batch.kind == "live" and not batch.blocked and batch.batch not in self._failed
+        ]
+
+    def _fetch_ahead(self, batch: BatchRow) -> None:
+        staged: Future[list[StagedSlice]] = self._pool.submit(
+            batches.stage_slices,
+            self._stream,
+            self._runtime.warehouse,
+            batch,
+            batches.slices_of(batch),
+            name="ahead",
+        )
+        offer(self._stream.name, batch.batch, batch.generation, staged)
+        self._ahead.append(batch)
+
+    def _execute(self, batch: BatchRow) -> None:
+        run = self._executor.execute(self._stream, batch.batch)
+        now = batches.read_batch(self._stream, self._runtime.warehouse, batch.batch)
+        if run.is_success:
+            if now.run_id == run.run_id:
+                self._result.add(now)
+            self._progress.advance(sum(planned.range.size for planned in batch.ranges))
+            return
+        self._failed.add(batch.batch)
+        text = now.last_error or f"RUN_FAILED: {self._executor.failure_of(run)}"
+        error = error_from_text(f"{text}\n(batch {batch.batch}, Dagster run {run.run_id})")
+        if error.exit_code != AttemptsExhaustedError.exit_code:
+            raise error
+        self._stops[batch.batch] = error
+
+    def _others(self, ends: Mapping[TopicPartition, int]) -> bool:
+        """Return whether another process still runs a batch that this call is to see committed."""
+        return any(
+            planned.range.from_offset < ends.get(planned.range.topic_partition, 0)
+            for batch in self._open()
+            for planned in batch.ranges
+        )
+
+    def _wait(self, seconds: float) -> None:
+        self._progress.say(
+            f"stream {self._stream.name}: waiting {seconds:.1f} s for the rate limit"
+            f" (max_records_per_partition_per_second, one batch each {self._stream.interval:g} s)"
+        )
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0:
+            self._check_deadline()
+            time.sleep(min(left, WAIT_SECONDS))
+
+    def _check_deadline(self) -> None:
+        if self._deadline is not None and time.monotonic() > self._deadline:
+            raise FetchStalledError(
+                f"ingest of stream {self._stream.name!r} was not done within its --timeout. What is committed stays"
+                f" ({len(self._result.batches)} batches by this call); run it again to go on."
+            )
+
+    def _raise_what_remains(self) -> None:
+        state = read_state(self._stream, self._runtime.warehouse)
+        for batch in state.open_batches:
+            if batch.blocked and batch.kind == "live" and batch.batch not in self._stops:
+                self._stops[batch.batch] = error_from_text(
+                    f"{batch.last_error or 'ATTEMPTS_EXHAUSTED: no error was written down'}\n(batch"
+                    f" {batch.batch} is blocked until `kafka-assets replay {self._stream.name} {batch.batch}` or a"
+                    " click on it in Dagster)"
+                )
+        if self._stops:
+            first, *more = self._stops.values()
+            if more:
+                first = type(first)(f"{first.message}\n(and {len(more)} more such stops)")
+            raise first
+
+
+def _outstanding(seen: Survey, ends: Mapping[TopicPartition, int]) -> int:
+    pending = sum(planned.range.size for batch in seen.state.open_batches for planned in batch.ranges)
+    positions = seen.state.positions
+    return pending + sum(
+        max(
+            0,
+            end
+            - (
+                positions[partition].planned_until
+                if partition in positions
+                else seen.bounds[partition].log_start
+            ),
+        )
+        for partition, end in ends.items()
+    )
+
+
+def replay(stream: StreamConfig, runtime: Runtime, executor: RunExecutor, key: str) -> BatchRow:
+    """Run one batch again: a committed one's rows are replaced, a planned one is loaded.
+
+    Raises:
+        KafkaAssetsError: As the run failed; the rows are as they were.
+    """
+    batches.read_batch(stream, runtime.warehouse, key)
+    run = executor.execute(stream, key)
+    batch = batches.read_batch(stream, runtime.warehouse, key)
+    if not run.is_success:
+        raise error_from_text(batch.last_error or f"RUN_FAILED: {executor.failure_of(run)}")
+    if batch.run_id != run.run_id:
+        raise RunFailedError(
+            f"batch {key} of stream {stream.name} was committed by run {batch.run_id} while run {run.run_id} fetched"
+            " it; its rows are whole. Start the replay again if it is still wanted."
+        )
+    return batch

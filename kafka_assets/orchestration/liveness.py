@@ -1,0 +1,47 @@
+"""Who executes a batch just now: a lock that dies with its process, and where that process lives."""
+
+from __future__ import annotations
+
+import socket
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kafka_assets.orchestration.naming import BOOT_TAG, HOST_TAG
+from kafka_assets.staging import BatchLock
+
+if TYPE_CHECKING:
+    from kafka_assets.warehouse import Warehouse
+
+_held: dict[tuple[str, str], BatchLock] = {}
+
+
+@cache
+def host_tags() -> dict[str, str]:
+    """Tags that say on which host, and since which start of it, a run executes."""
+    tags = {HOST_TAG: socket.gethostname()}
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    if boot.exists():
+        tags[BOOT_TAG] = boot.read_text().strip()
+    return tags
+
+
+def hold(warehouse: Warehouse, stream: str, batch: str) -> bool:
+    """Take the batch's lock for this process, until `release` or the process's end.
+
+    Returns False where another process has it: the batch may still be executed here, since only one commit of
+    the two can win, but nobody should count on this process being seen as alive.
+    """
+    if (stream, batch) in _held:
+        return True
+    lock = BatchLock(warehouse.staging, stream, batch)
+    if not lock.try_acquire():
+        return False
+    _held[stream, batch] = lock
+    return True
+
+
+def release(stream: str, batch: str) -> None:
+    lock = _held.pop((stream, batch), None)
+    if lock is not None:
+        lock.release()

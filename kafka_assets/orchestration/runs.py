@@ -1,0 +1,81 @@
+"""The Dagster runs of a batch, as far as deciding about another run needs them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import dagster as dg
+
+from kafka_assets.attempts import BatchRun, RunStatus
+from kafka_assets.orchestration.liveness import host_tags
+from kafka_assets.orchestration.naming import (
+    BOOT_TAG,
+    HOST_TAG,
+    PARTITION_TAG,
+    RUN_KEY_TAG,
+    WILL_RETRY_TAG,
+    run_key,
+)
+
+if TYPE_CHECKING:
+    from kafka_assets.orchestration.naming import Names
+
+_STATUS = {
+    dg.DagsterRunStatus.QUEUED: RunStatus.QUEUED,
+    dg.DagsterRunStatus.NOT_STARTED: RunStatus.QUEUED,
+    dg.DagsterRunStatus.MANAGED: RunStatus.STARTED,
+    dg.DagsterRunStatus.STARTING: RunStatus.STARTED,
+    dg.DagsterRunStatus.STARTED: RunStatus.STARTED,
+    dg.DagsterRunStatus.CANCELING: RunStatus.STARTED,
+    dg.DagsterRunStatus.SUCCESS: RunStatus.SUCCESS,
+    dg.DagsterRunStatus.FAILURE: RunStatus.FAILED,
+    dg.DagsterRunStatus.CANCELED: RunStatus.CANCELED,
+}
+
+
+def runs_of(instance: dg.DagsterInstance, names: Names, batch: str) -> dict[str, BatchRun]:
+    """Return all runs of a batch, whoever launched them, by run id."""
+    records = [
+        record
+        for record in instance.get_run_records(dg.RunsFilter(tags={PARTITION_TAG: batch}))
+        # Another stream may have a batch of the same key: keys are times.
+        if record.dagster_run.asset_selection is None or names.asset_key in record.dagster_run.asset_selection
+    ]
+    retried = {record.dagster_run.parent_run_id for record in records}
+    return {
+        record.dagster_run.run_id: _view(instance, names, batch, record, record.dagster_run.run_id in retried)
+        for record in records
+    }
+
+
+def _view(
+    instance: dg.DagsterInstance, names: Names, batch: str, record: dg.RunRecord, retried: bool
+) -> BatchRun:
+    run = record.dagster_run
+    status = _STATUS[run.status]
+    here = host_tags()
+    taken_up = HOST_TAG in run.tags
+    return BatchRun(
+        status=status,
+        created_at=record.create_timestamp.timestamp(),
+        attempt=_attempt(names, batch, run.tags.get(RUN_KEY_TAG)),
+        same_host=run.tags[HOST_TAG] == here[HOST_TAG] if taken_up else None,
+        same_boot=run.tags[BOOT_TAG] == here[BOOT_TAG] if BOOT_TAG in run.tags and BOOT_TAG in here else None,
+        last_seen=_last_event(instance, run.run_id) if status is RunStatus.STARTED else None,
+        ended_at=record.end_time,
+        will_retry=run.tags.get(WILL_RETRY_TAG) == "true" and not retried,
+        canceled_by_person=status is RunStatus.CANCELED,
+    )
+
+
+def _attempt(names: Names, batch: str, key: str | None) -> int | None:
+    head = run_key(names.stream, batch, 0).removesuffix("0")
+    if key is None or not key.startswith(head):
+        return None
+    number = key.removeprefix(head)
+    return int(number) if number.isdecimal() else None
+
+
+def _last_event(instance: dg.DagsterInstance, run_id: str) -> float | None:
+    found = instance.get_records_for_run(run_id, limit=1, ascending=False).records
+    return found[0].event_log_entry.timestamp if found else None

@@ -1,0 +1,309 @@
+"""A stream's sensor: each tick compares ledger, brokers and runs, plans what is new and launches what needs a run.
+
+What to launch comes from the ledger alone, so a tick that died anywhere is finished by the next one. The cursor
+holds only what saves work: when lag was last reported, and up to where materializations were seen.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
+
+import dagster as dg
+
+from kafka_assets import attempts, ledger
+from kafka_assets.errors import KafkaAssetsError, WarehouseLockedError
+from kafka_assets.ledger import PlanConflictError
+from kafka_assets.orchestration.checks import COVERAGE, LAG, lag_of, stop_evaluation
+from kafka_assets.orchestration.metadata import batch_metadata
+from kafka_assets.orchestration.naming import STREAM_TAG, run_key
+from kafka_assets.orchestration.runs import runs_of
+from kafka_assets.planner import propose, read_state, record, survey, utc_now
+from kafka_assets.planning import Stop
+from kafka_assets.staging import is_held
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from kafka_assets.config import StreamConfig
+    from kafka_assets.ledger import BatchRow, StreamState
+    from kafka_assets.orchestration.runtime import Runtime
+    from kafka_assets.planner import Survey
+
+TICK_SECONDS = 1
+"""The daemon looks every 5 s; a longer minimum would be rounded up, and `interval` is applied by the planner."""
+
+LOCK_SECONDS = 2.0
+LAG_REPORT_SECONDS = 60.0
+EVENT_GRACE = timedelta(seconds=60)
+"""How long after its commit a batch's own run may still be about to report it."""
+
+
+def build_sensor(stream: StreamConfig, runtime: Runtime) -> dg.SensorDefinition:
+    names = runtime.names(stream)
+
+    def evaluate(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
+        return _Tick(context, stream, runtime).run()
+
+    return dg.SensorDefinition(
+        name=names.sensor,
+        evaluation_fn=evaluate,
+        asset_selection=dg.AssetSelection.assets(names.asset_key).without_checks(),
+        minimum_interval_seconds=TICK_SECONDS,
+        default_status=dg.DefaultSensorStatus.RUNNING if stream.enabled else dg.DefaultSensorStatus.STOPPED,
+        description=(
+            f"Plans exact offset ranges of stream `{stream.name}` and launches a run for each batch that needs one."
+        ),
+    )
+
+
+@dataclass(slots=True)
+class _Cursor:
+    lag_at: float = 0.0
+    lag: int = -1
+    stopped: bool = False
+    seen_until: str = ""
+
+    @classmethod
+    def parse(cls, text: str | None) -> _Cursor:
+        """Read a cursor; one that a person edited or that is of another version counts as none."""
+        try:
+            return cls(**json.loads(text or "{}"))
+        except (ValueError, TypeError):
+            return cls()
+
+
+@dataclass
+class _Tick:
+    context: dg.SensorEvaluationContext
+    stream: StreamConfig
+    runtime: Runtime
+    requests: list[dg.RunRequest] = field(default_factory=list)
+    events: list[dg.AssetMaterialization | dg.AssetObservation | dg.AssetCheckEvaluation] = field(
+        default_factory=list
+    )
+    stops: list[Stop] = field(default_factory=list)
+    reason: str | None = None
+
+    def __post_init__(self) -> None:
+        self.names = self.runtime.names(self.stream)
+        self.cursor = _Cursor.parse(self.context.cursor)
+        self.now = utc_now()
+
+    def run(self) -> dg.SensorResult | dg.SkipReason:
+        trouble: KafkaAssetsError | None = None
+        try:
+            try:
+                state, planned = self._plan()
+            except WarehouseLockedError:
+                raise
+            except KafkaAssetsError as error:
+                # Batches that are planned already do not wait for the brokers.
+                trouble = error
+                self.runtime.drop_log(self.stream)
+                state, planned = read_state(self.stream, self.runtime.warehouse, timeout=LOCK_SECONDS), ()
+            for key in planned:
+                self._request(key, 1)
+            self._reconcile([batch for batch in state.open_batches if batch.batch not in planned])
+            self._report_unreported(state)
+        except WarehouseLockedError as locked:
+            if not self.requests:
+                return dg.SkipReason(f"the warehouse is in use, the next tick looks again: {locked.message}")
+        self._report_stops()
+        if trouble is not None and not self.requests:
+            raise trouble
+        if self.requests:
+            self.context.instance.add_dynamic_partitions(
+                self.names.batches, [str(request.partition_key) for request in self.requests]
+            )
+        return dg.SensorResult(
+            run_requests=self.requests,
+            skip_reason=None if self.requests else self.reason or "nothing to do",
+            asset_events=self.events,
+            cursor=json.dumps(asdict(self.cursor)),
+        )
+
+    def _plan(self) -> tuple[StreamState, tuple[str, ...]]:
+        log = self.runtime.log(self.stream)
+        seen = survey(self.stream, self.runtime.warehouse, log, timeout=LOCK_SECONDS)
+        plan = propose(self.stream, seen, log, now=self.now)
+        self.stops.extend(plan.stops)
+        self.reason = plan.reason
+        try:
+            keys = record(
+                self.stream,
+                self.runtime.warehouse,
+                seen,
+                plan,
+                now=self.now,
+                key_floor=self._last_key(),
+                claim=True,
+                timeout=LOCK_SECONDS,
+            )
+        except PlanConflictError:
+            self.reason = "another planner was faster; the next tick looks again"
+            keys = ()
+        self._report_lag(seen)
+        return seen.state, keys
+
+    def _last_key(self) -> str | None:
+        """Return the newest key Dagster has: not used again even if the warehouse, and its ledger, is a new one."""
+        newest = self.context.instance.get_paginated_dynamic_partitions(
+            self.names.batches, limit=1, ascending=False
+        )
+        return newest.results[0] if newest.results else None
+
+    def _request(self, batch: str, attempt: int) -> None:
+        self.requests.append(
+            dg.RunRequest(
+                run_key=run_key(self.stream.name, batch, attempt),
+                partition_key=batch,
+                asset_selection=[self.names.asset_key],
+                tags={STREAM_TAG: self.stream.name},
+            )
+        )
+
+    def _reconcile(self, batches: Sequence[BatchRow]) -> None:
+        waiting: list[str] = []
+        for batch in batches:
+            if batch.kind != "live":
+                continue
+            runs = runs_of(self.context.instance, self.names, batch.batch)
+            decision = attempts.decide(
+                attempts.OpenBatch(
+                    attempts=batch.attempts,
+                    launched_at=batch.launched_at.timestamp() if batch.launched_at else None,
+                    lock_held=is_held(self.runtime.warehouse.staging, self.stream.name, batch.batch),
+                    blocked=(batch.last_error or "no error was written down") if batch.blocked else None,
+                ),
+                list(runs.values()),
+                now=self.now.timestamp(),
+                max_attempts=self.stream.max_attempts,
+                batch_timeout=self.stream.batch_timeout,
+            )
+            match decision:
+                case attempts.Launch(attempt, claim):
+                    self._bury(runs)
+                    if not claim or self._claimed(batch):
+                        self._request(batch.batch, attempt)
+                case attempts.Blocked(reason, code):
+                    self._block(batch, reason, code)
+                case attempts.Wait(reason):
+                    waiting.append(f"batch {batch.batch}: {reason}")
+        if waiting:
+            self.reason = "; ".join(filter(None, (self.reason, *waiting)))
+
+    def _claimed(self, batch: BatchRow) -> bool:
+        with self.runtime.warehouse.writing(LOCK_SECONDS) as connection:
+            return ledger.claim_attempt(connection, self.stream.name, batch.batch, batch.attempts, self.now)
+
+    def _bury(self, runs: dict[str, attempts.BatchRun]) -> None:
+        """Have Dagster say of dead runs what is so: nothing else would, if their whole host went down."""
+        for run_id, run in runs.items():
+            if run.status is attempts.RunStatus.STARTED:
+                dead = self.context.instance.get_run_by_id(run_id)
+                if dead is not None and not dead.is_finished:
+                    self.context.instance.report_run_failed(
+                        dead,
+                        "The process of this run is gone: its batch's lock is free. The batch runs again.",
+                    )
+
+    def _block(self, batch: BatchRow, reason: str, code: str | None) -> None:
+        text = batch.last_error or reason
+        if code is not None:
+            text = f"{code}: {reason}. The last error: {batch.last_error or 'none was written down'}"
+            with self.runtime.warehouse.writing(LOCK_SECONDS) as connection:
+                ledger.record_failure(connection, self.stream.name, batch.batch, error=text, blocked=True)
+        found, _, message = text.partition(": ")
+        choice = (
+            f"Batch {batch.batch} is blocked; other batches go on. To run it again: materialize that partition, or"
+            f" `kafka-assets replay {self.stream.name} {batch.batch}`."
+        )
+        self.stops.append(Stop(found, batch.ranges[0].range.topic, None, f"{message}\n{choice}"))
+
+    def _report_unreported(self, state: StreamState) -> None:
+        """Report batches whose run was killed between its commit and its event."""
+        candidates = [
+            batch
+            for batch in state.recently_committed
+            if batch.committed_at is not None
+            and batch.committed_at.isoformat() > self.cursor.seen_until
+            and batch.committed_at < self.now - EVENT_GRACE
+        ]
+        if not candidates:
+            return
+        keys = [batch.batch for batch in candidates]
+        found = self.context.instance.fetch_materializations(
+            dg.AssetRecordsFilter(asset_key=self.names.asset_key, asset_partitions=keys), limit=1000
+        )
+        reported = {one.partition_key for one in found.records}
+        missing = [batch for batch in candidates if batch.batch not in reported]
+        if missing:
+            self.context.instance.add_dynamic_partitions(
+                self.names.batches, [batch.batch for batch in missing]
+            )
+        self.events.extend(
+            dg.AssetMaterialization(
+                self.names.asset_key,
+                partition=batch.batch,
+                metadata=batch_metadata(batch, outcome="reported from the ledger"),
+            )
+            for batch in missing
+        )
+        self.cursor.seen_until = max(_committed(batch) for batch in candidates).isoformat()
+
+    def _report_lag(self, seen: Survey) -> None:
+        passed, numbers = lag_of(self.stream, seen)
+        due = self.now.timestamp() - self.cursor.lag_at >= LAG_REPORT_SECONDS
+        if not due or (numbers["lag"] == self.cursor.lag == 0):
+            return
+        self.cursor.lag_at, self.cursor.lag = self.now.timestamp(), numbers["lag"]
+        self.events.append(
+            dg.AssetCheckEvaluation(
+                asset_key=self.names.asset_key,
+                check_name=LAG,
+                passed=passed,
+                severity=dg.AssetCheckSeverity.WARN,
+                metadata=dict(numbers),
+            )
+        )
+        for key in self.names.topics:
+            bounds = [
+                one
+                for at, one in seen.bounds.items()
+                if len(self.names.topics) == 1 or at.topic == key.path[-1]
+            ]
+            self.events.append(
+                dg.AssetObservation(
+                    key,
+                    metadata={
+                        "partitions": len(bounds),
+                        "offsets_in_kafka": sum(one.end - one.log_start for one in bounds),
+                        "high_watermarks": sum(one.high_watermark for one in bounds),
+                    },
+                )
+            )
+
+    def _report_stops(self) -> None:
+        if self.stops:
+            self.reason = "stopped by policy: " + "; ".join(
+                f"{stop.code}: {stop.message}" for stop in self.stops
+            )
+            self.events.append(stop_evaluation(self.names.asset_key, self.stops))
+        elif self.cursor.stopped:
+            self.events.append(
+                dg.AssetCheckEvaluation(
+                    asset_key=self.names.asset_key,
+                    check_name=COVERAGE,
+                    passed=True,
+                    description="the stop is over; execute the check for the whole proof",
+                )
+            )
+        self.cursor.stopped = bool(self.stops)
+
+
+def _committed(batch: BatchRow) -> datetime:
+    assert batch.committed_at is not None  # noqa: S101  the candidates were chosen by it
+    return batch.committed_at

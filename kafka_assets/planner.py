@@ -1,0 +1,202 @@
+"""One round of planning: read the ledger, ask the brokers, plan, record the plan by compare-and-swap."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from kafka_assets import ledger, planning
+from kafka_assets.config import Assignment
+from kafka_assets.formats import get_format
+from kafka_assets.starting import resolve_starts, timestamps_to_find
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from kafka_assets.config import StreamConfig
+    from kafka_assets.ledger import StreamState
+    from kafka_assets.log import KafkaLog
+    from kafka_assets.offsets import TopicPartition
+    from kafka_assets.planning import LogBounds, Plan
+    from kafka_assets.warehouse import Warehouse
+
+TRUNCATION_READS = 3
+TRUNCATION_READ_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What one look at the ledger and at the brokers saw.
+
+    Attributes:
+        state: The stream's part of the ledger.
+        bounds: The log of every topic-partition the stream reads.
+        missing: Topics (or `topic[partition]`) the stream names and the brokers do not have.
+        truncated: Topic-partitions whose high watermark stayed below the planned end in every confirming read.
+    """
+
+    state: StreamState
+    bounds: Mapping[TopicPartition, LogBounds]
+    missing: tuple[str, ...]
+    truncated: frozenset[TopicPartition]
+
+
+def read_state(stream: StreamConfig, warehouse: Warehouse, *, timeout: float | None = None) -> StreamState:
+    """Read the stream's part of the ledger under the shared lock; an empty state where there is no warehouse."""
+    with warehouse.reading(timeout) as connection:
+        return ledger.read_stream(connection, stream.name)
+
+
+def survey(
+    stream: StreamConfig, warehouse: Warehouse, log: KafkaLog, *, timeout: float | None = None
+) -> Survey:
+    """Read the ledger and the bounds of the stream's topic-partitions.
+
+    The ledger is read first: its positions can then only be older than the bounds, never beyond them.
+    """
+    state = read_state(stream, warehouse, timeout=timeout)
+    found = log.topic_partitions(stream.selection)
+    bounds = log.bounds(found.partitions)
+    return Survey(state, bounds, found.missing, _confirm_truncated(state, bounds, log))
+
+
+def _confirm_truncated(
+    state: StreamState, bounds: Mapping[TopicPartition, LogBounds], log: KafkaLog
+) -> frozenset[TopicPartition]:
+    """Read again before believing that a log ends below the plan: a new leader may answer with an old end.
+
+    A topic of another id is another matter, and the planner's.
+    """
+    suspects = {
+        partition
+        for partition, position in state.positions.items()
+        if partition in bounds
+        and bounds[partition].high_watermark < position.planned_until
+        and not _is_other_topic(position.topic_id, bounds[partition].topic_id)
+    }
+    for _ in range(TRUNCATION_READS - 1):
+        if not suspects:
+            break
+        time.sleep(TRUNCATION_READ_SECONDS)
+        again = log.bounds(suspects)
+        suspects = {
+            partition
+            for partition in suspects
+            if partition in again
+            and again[partition].high_watermark < state.positions[partition].planned_until
+        }
+    return frozenset(suspects)
+
+
+def _is_other_topic(known: str | None, seen: str | None) -> bool:
+    return known is not None and seen is not None and known != seen
+
+
+def propose(
+    stream: StreamConfig,
+    seen: Survey,
+    log: KafkaLog,
+    *,
+    now: datetime,
+    drain: bool = False,
+    ends: Mapping[TopicPartition, int] | None = None,
+) -> Plan:
+    """Plan what a tick would plan from what was seen; changes nothing.
+
+    Args:
+        stream: The stream to plan.
+        seen: The ledger and the bounds.
+        log: Asked only for the offsets of a start by timestamp.
+        now: The planning time.
+        drain: Do not wait for a minimum batch or for the interval.
+        ends: Ends not to plan beyond; topic-partitions it does not name are left out.
+    """
+    state = seen.state
+    starts: Mapping[TopicPartition, int] = {}
+    if not state.positions:
+        spec = stream.starting_offsets
+        wanted = timestamps_to_find(spec, seen.bounds)
+        starts = resolve_starts(spec, seen.bounds, log.offsets_at(wanted) if wanted else {})
+    live = [batch for batch in state.open_batches if batch.kind == "live"]
+    blocked = sum(batch.blocked for batch in live)
+    return planning.plan(
+        state.positions,
+        seen.bounds,
+        starts=starts,
+        limits=planning.Limits(
+            max_records_per_batch=stream.max_records_per_batch,
+            max_records_per_partition_per_second=stream.max_records_per_partition_per_second,
+            max_bytes_per_batch=stream.max_bytes_per_batch,
+            bytes_per_record=state.bytes_per_record,
+            min_records_per_batch=stream.min_records_per_batch,
+            max_batch_delay=stream.max_batch_delay,
+            max_batches_in_flight=stream.max_batches_in_flight,
+            interval=stream.interval,
+        ),
+        policy=planning.Policy(stream.on_data_loss, stream.on_topic_recreated),
+        now=now.timestamp(),
+        last_planned_at=state.last_planned_at.timestamp() if state.last_planned_at else None,
+        open_batches=len(live) - blocked,
+        missing_topics=seen.missing,
+        truncated=seen.truncated,
+        drain=drain,
+        waiting_since=state.registered_at.timestamp() if state.registered_at else now.timestamp(),
+        blocked_batches=blocked,
+        ends=ends,
+        whole_topics=not isinstance(stream.selection, Assignment),
+    )
+
+
+def record(
+    stream: StreamConfig,
+    warehouse: Warehouse,
+    seen: Survey,
+    plan: Plan,
+    *,
+    now: datetime,
+    key_floor: str | None = None,
+    claim: bool = False,
+    timeout: float | None = None,
+) -> tuple[str, ...]:
+    """Write the plan into the ledger, if it changes anything, and return the keys of its batches.
+
+    Args:
+        stream: The stream planned.
+        warehouse: Where its ledger is.
+        seen: What the plan was made from: the plan is refused if the ledger has moved on since.
+        plan: The plan.
+        now: The planning time.
+        key_floor: A key that the new ones must be greater than, beside those of the ledger.
+        claim: Count a first attempt of each batch in the same transaction.
+        timeout: Seconds to wait for the file; `lock_timeout` by default.
+
+    Raises:
+        PlanConflictError: Another planner was faster; look again.
+        TableTakenError: The table is another's.
+    """
+    if not (plan.batches or plan.positions or plan.losses):
+        return ()
+    fmt = get_format(stream.format)
+    with warehouse.writing(timeout) as connection:
+        ledger.ensure_schema(connection)
+        keys = ledger.record_plan(
+            connection,
+            stream.name,
+            table=stream.table,
+            columns=fmt.columns,
+            fingerprint=fmt.fingerprint,
+            expected_version=seen.state.plan_version,
+            plan=plan,
+            planned_at=now,
+            key_floor=key_floor,
+        )
+        if claim:
+            for key in keys:
+                ledger.claim_attempt(connection, stream.name, key, 0, now)
+    return keys
+
+
+def utc_now() -> datetime:
+    return datetime.now(UTC)
