@@ -14,10 +14,7 @@ from confluent_kafka import Producer
 from kafka_assets.dev.topics import create_topic
 
 PARTITIONS = 8
-_WORDS = (
-    "order parcel ship return paid open late north south harbour depot invoice credit account customer retail "
-    "box crate weight amount total tax region branch driver route stop signed damaged opened closed again never"
-).split()
+_WORDS = ["order", "parcel", "ship", "return", "paid", "open", "late", "north", "south", "harbour", "depot", "invoice", "credit", "account", "customer", "retail", "box", "crate", "weight", "amount", "total", "tax", "region", "branch", "driver", "route", "stop", "signed", "damaged", "opened", "closed", "again", "never"]
 _TEXT_WORDS = 200_000
 _CHUNK = 2_000
 _QUEUED_MOST = 200_000

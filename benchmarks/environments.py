@@ -38,6 +38,7 @@ class Environment:
 
     @property
     def python(self) -> Path:
+        """Its interpreter."""
         return self.folder / "bin" / "python"
 
     def program(self, name: str) -> Path:
@@ -53,7 +54,7 @@ class Environment:
         say(f"Setting up {self.folder.name} in {self.folder} (once): {', '.join(self.packages)}")
         shutil.rmtree(self.folder, ignore_errors=True)
         venv.create(self.folder, with_pip=True)
-        pip = [self.python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        pip = [str(self.python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
         subprocess.run([*pip, *self.packages], check=True, stdout=sys.stderr)
         done.write_text(wanted)
 
@@ -128,7 +129,7 @@ def _artifact(jar: Path) -> str:
 
 
 def _spark_java() -> Path:
-    """The home of a Java that Spark runs on: JAVA_HOME, the one on the path, else one brought into its environment."""
+    """The home of a Java that Spark runs on: JAVA_HOME, the one on the path, else one brought along."""
     on_path = shutil.which("java")
     homes = [os.environ.get("JAVA_HOME"), str(Path(on_path).resolve().parent.parent) if on_path else None]
     for home in homes:
@@ -136,7 +137,7 @@ def _spark_java() -> Path:
             return Path(home)
     if subprocess.run([SPARK.python, "-c", _JAVA_PROGRAM], capture_output=True, check=False).returncode:
         say(
-            f"Spark {SPARK_VERSION} runs on Java {' or '.join(map(str, SPARK_JAVAS))}; bringing {_SPARK_JAVA_PACKAGE}"
+            f"Spark {SPARK_VERSION} has no Java {' or '.join(map(str, SPARK_JAVAS))} here: {_SPARK_JAVA_PACKAGE}"
         )
         subprocess.run([SPARK.python, "-m", "pip", "install", "--quiet", _SPARK_JAVA_PACKAGE], check=True)
     told = subprocess.run([SPARK.python, "-c", _JAVA_PROGRAM], check=True, capture_output=True, text=True)

@@ -18,7 +18,7 @@ import threading
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -41,7 +41,8 @@ class Cost:
         exit_code: Of the command itself.
         seconds: From its start to its exit.
         cpu_seconds: User and system, of all processes.
-        peak_pss: The highest sum of all processes' proportional set sizes seen, in bytes, five looks a second.
+        peak_pss: The highest sum of all processes' proportional set sizes seen, in bytes, looked at
+            five times a second.
         written: Bytes handed to write calls, of all processes.
     """
 
@@ -60,9 +61,10 @@ def measure(
     Raises:
         CommandFailedError: It ended with another code than 0, or not within the timeout (seconds).
     """
+    words = [str(word) for word in command]
     with tempfile.TemporaryDirectory(dir=folder) as place:
         answer, out, err = (Path(place) / name for name in ("answer", "out", "err"))
-        task = {"command": [str(word) for word in command], "folder": str(folder), "timeout": timeout}
+        task = {"command": words, "folder": str(folder), "timeout": timeout}
         with out.open("wb") as stdout, err.open("wb") as stderr:
             subprocess.run(
                 [sys.executable, "-S", __file__, str(answer)],
@@ -76,7 +78,7 @@ def measure(
         if cost.exit_code:
             told = (out.read_text(errors="replace") + err.read_text(errors="replace"))[-_TAIL:]
             raise CommandFailedError(
-                f"{task['command'][:4]} ended with {cost.exit_code} after {cost.seconds:.1f} s; its last words:\n{told}"
+                f"{' '.join(words[:3])} ended with {cost.exit_code} after {cost.seconds:.1f} s and said\n{told}"
             )
         return cost, out.read_text()
 
@@ -112,7 +114,7 @@ def _pss(process: int) -> int:
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:")), 0)
 
 
-def _run(task: Mapping[str, object], answer: Path) -> None:
+def _run(task: Mapping[str, Any], answer: Path) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     peak = 0
     done = threading.Event()
@@ -125,10 +127,10 @@ def _run(task: Mapping[str, object], answer: Path) -> None:
     own = _written()
     watcher = threading.Thread(target=watch)
     started = time.monotonic()
-    process = subprocess.Popen(task["command"], cwd=task["folder"], stdin=subprocess.DEVNULL)  # type: ignore[call-overload]
+    process = subprocess.Popen(task["command"], cwd=task["folder"], stdin=subprocess.DEVNULL)
     watcher.start()
     try:
-        process.wait(timeout=task["timeout"])  # type: ignore[arg-type]
+        process.wait(timeout=task["timeout"])
     except subprocess.TimeoutExpired:
         _end_all()
         process.wait()

@@ -24,7 +24,7 @@ def tables(results: dict[str, Any]) -> str:
     """Every job as a Markdown table, with machine and versions."""
     parts = [
         _table(
-            f"{job['records']:,} {job['title']}",
+            _title(job),
             ("system", "records/s", "ratio", "whole process", "CPU", "peak memory", "written"),
             [_row(name, one) for name, one in job["systems"].items()],
         )
@@ -57,22 +57,20 @@ def chart(results: dict[str, Any]) -> str:
         ratios = {name: one["ratio"] for name, one in job["systems"].items() if one.get("ratio")}
         if not ratios:
             continue
-        marks.append(
-            f'<text x="0" y="{y + 20}" class="head">{job["records"]:,} {escape(job["title"])}</text>'
-        )
+        marks.append(f'<text x="0" y="{y + 20}" class="head">{escape(_title(job))}</text>')
         y += _HEAD
         unit = (_WIDTH - _LABEL - 60) / max(ratios.values())
         for name, ratio in ratios.items():
             kind = "ours" if name == OURS else "peer"
             marks.append(f'<text x="{_LABEL - 8}" y="{y + 13}" text-anchor="end">{escape(name)}</text>')
-            marks.append(
-                f'<rect x="{_LABEL}" y="{y}" width="{max(unit * ratio, 1):.1f}" height="{_BAR}" class="{kind}"/>'
-            )
+            place = f'x="{_LABEL}" y="{y}" width="{max(unit * ratio, 1):.1f}" height="{_BAR}"'
+            marks.append(f'<rect {place} class="{kind}"/>')
             marks.append(f'<text x="{_LABEL + unit * ratio + 6:.1f}" y="{y + 13}">{ratio:.2f}</text>')
             y += _BAR + _GAP
         y += _GAP
     style = (
-        "text{font:13px system-ui,sans-serif;fill:#24292f}.head{font-weight:600}.ours{fill:#2f6fde}.peer{fill:#9aa4b2}"
+        "text{font:13px system-ui,sans-serif;fill:#24292f}.head{font-weight:600}"
+        ".ours{fill:#2f6fde}.peer{fill:#9aa4b2}"
         "@media(prefers-color-scheme:dark){text{fill:#e6edf3}}"
     )
     title = f"Records per second, {OURS} = 1"
@@ -84,6 +82,10 @@ def chart(results: dict[str, Any]) -> str:
         "</svg>",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _title(job: dict[str, Any]) -> str:
+    return f"{job['records']:,} records of {job['value_bytes']:,} bytes"
 
 
 def _row(name: str, one: dict[str, Any]) -> tuple[str, ...]:
@@ -104,7 +106,7 @@ def _cost_cells(one: dict[str, Any]) -> tuple[str, ...]:
 
 def _small(small: dict[str, Any]) -> str:
     ours = small.get(OURS, {}).get("process_seconds")
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for name, one in small.items():
         if "error" in one:
             rows.append((name, "", "failed", "", "", ""))

@@ -56,7 +56,8 @@ class Run:
 
     Attributes:
         records: How many it brought.
-        seconds: What it took by its own clock, after its start-up; the whole process where it has no such clock.
+        seconds: What it took by its own clock, after its start-up; the whole process where it has
+            no such clock.
         cost: The whole process, seen from outside.
     """
 
@@ -115,7 +116,7 @@ class System:
         records, seconds = self.clock(told) if self.clock else (found, cost.seconds)
         if {found, records} != {dataset.records}:
             raise WrongResultError(
-                f"{self.name} says {records} records and wrote {found} rows of the {dataset.records} in {dataset.topic}"
+                f"{self.name} says {records} records and wrote {found} rows; {dataset.topic} has {dataset.records}"
             )
         return Run(records, seconds, cost)
 
@@ -218,7 +219,7 @@ SYSTEMS = (
     ),
     System(
         "spark-duckdb",
-        "the same, foreachBatch and toArrow, one transaction a batch of 1,000,000 records (200,000 of 1,000 bytes)",
+        "the same, foreachBatch and toArrow, a transaction each 1,000,000 records (200,000 of 1,000 bytes)",
         _spark("duckdb"),
         _own_clock,
         _IN_DUCKDB,
@@ -245,7 +246,7 @@ SYSTEMS = (
     ),
     System(
         "serial-loop",
-        "the limit of one thread: all records into memory, then one insert; no ledger, no proof, no bound on memory",
+        "the limit of one thread: all into memory, then one insert; no ledger, no proof, no memory bound",
         _serial_loop,
         _own_clock,
         _IN_DUCKDB,

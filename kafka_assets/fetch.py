@@ -61,6 +61,7 @@ _CONSUME_MOST = 4000
 _TRUNCATION_READS = 3
 _TRUNCATION_READ_SECONDS = 1.0
 _RESUME_SECONDS = 0.2
+_LAST_LOOK_SECONDS = 3.0
 _PARTITION_BITS = 32
 _GC_THRESHOLD = 50_000
 _FAR_MS = np.iinfo(np.int64).max
@@ -399,7 +400,9 @@ class RangeReader:
         (position,) = consumer.position([_at(progress)])
         stands = max(progress.next, position.offset)
         try:
-            bounds = log.bounds([planned.topic_partition]).get(planned.topic_partition)
+            bounds = log.bounds([planned.topic_partition], timeout=_LAST_LOOK_SECONDS).get(
+                planned.topic_partition
+            )
         except KafkaAssetsError as failed:
             end = f"the end of its log is not known ({failed.code})"
         else:

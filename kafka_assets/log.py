@@ -130,8 +130,12 @@ class KafkaLog:
             {name: info.topic_id for name, info in topics.items()},
         )
 
-    def describe(self, topics: Collection[str]) -> dict[str, TopicInfo]:
+    def describe(self, topics: Collection[str], *, timeout: float | None = None) -> dict[str, TopicInfo]:
         """Describe topics in one call; those that are not there are left out.
+
+        Args:
+            topics: Names of topics.
+            timeout: Seconds to wait for an answer; None for that of this object.
 
         Raises:
             BrokerUnreachableError, BrokerAuthError: No answer, or a refusal.
@@ -141,6 +145,7 @@ class KafkaLog:
             names,
             self._describe,
             doing=f"describing {_some(names)}",
+            timeout=timeout,
         )
         return {
             name: TopicInfo(
@@ -150,17 +155,23 @@ class KafkaLog:
             for name, description in found.items()
         }
 
-    def bounds(self, partitions: Collection[TopicPartition]) -> dict[TopicPartition, LogBounds]:
+    def bounds(
+        self, partitions: Collection[TopicPartition], *, timeout: float | None = None
+    ) -> dict[TopicPartition, LogBounds]:
         """Read log start, end, high watermark and topic id of topic-partitions.
 
         The end is the last stable offset, or the high watermark where `isolation.level` is
         `read_uncommitted`. Costs one request to each broker for each of the three. Topic-partitions that are
         not there are left out.
 
+        Args:
+            partitions: Which to ask for.
+            timeout: Seconds to wait for each of two answers; None for that of this object.
+
         Raises:
             BrokerUnreachableError, BrokerAuthError: No answer, or a refusal.
         """
-        topics = self.describe({partition.topic for partition in partitions})
+        topics = self.describe({partition.topic for partition in partitions}, timeout=timeout)
         there = _those_in(topics, partitions)
         earliest, latest = _OffsetSpec.earliest(), _OffsetSpec.latest()
         kinds: dict[str, tuple[Any, IsolationLevel]] = {
@@ -185,6 +196,7 @@ class KafkaLog:
             [(kind, partition) for kind in kinds for partition in there],
             ask,
             doing=f"reading the log bounds of {_some(topics)}",
+            timeout=timeout,
         )
         bounds: dict[TopicPartition, LogBounds] = {}
         for partition in there:
@@ -266,12 +278,13 @@ class KafkaLog:
         ask: Callable[[Collection[_Key], float], Mapping[_Key, Future[Any]]],
         *,
         doing: str,
+        timeout: float | None = None,
     ) -> dict[_Key, Any]:
         """Ask until every key has an answer; ask again for those whose leader moves or whose broker is away.
 
         Returns the answers; keys that the brokers do not know are left out.
         """
-        deadline = _Deadline(self._timeout, self._events, doing)
+        deadline = _Deadline(self._timeout if timeout is None else timeout, self._events, doing)
         answers: dict[_Key, Any] = {}
         open_keys = list(keys)
         while open_keys:

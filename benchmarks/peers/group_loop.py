@@ -1,7 +1,8 @@
-"""The loop that people write by hand: a consumer group, poll() one by one, rows to DuckDB, then commit offsets.
+"""The loop that people write by hand: a consumer group, poll() one by one, rows to DuckDB, commit offsets.
 
-At least once: killed between insert and commit, it inserts again. Arguments: bootstrap servers, topic, records to
-read, folder. The last line printed is a JSON object of records and seconds, from the subscription to the last commit.
+At least once: killed between insert and commit, it inserts again. Arguments: bootstrap servers, topic, records
+to read, folder. The last line printed is a JSON object of records and seconds, from the subscription to the
+last commit.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ bootstrap, topic, wanted, folder = sys.argv[1:]
 records = int(wanted)
 database = duckdb.connect(str(Path(folder) / "out.duckdb"))
 database.execute(
-    'CREATE TABLE records (topic VARCHAR, "partition" INTEGER, "offset" BIGINT, "timestamp" BIGINT, key BLOB, value BLOB)'
+    'CREATE TABLE records (topic VARCHAR, "partition" INTEGER, "offset" BIGINT, "timestamp" BIGINT,'
+    " key BLOB, value BLOB)"
 )
 consumer = Consumer(
     {

@@ -1,7 +1,7 @@
-"""The bare limit of one thread: exact ranges into Arrow, then one insert in one transaction, and nothing else.
+"""The bare limit of one thread: exact ranges into Arrow, then one insert in one transaction, no more.
 
-No ledger, no proof, no bound on memory. Arguments: bootstrap servers, topic, folder. The last line printed is a
-JSON object of records and seconds, from the look at the log ends to the closed file.
+No ledger, no proof, no bound on memory. Arguments: bootstrap servers, topic, folder. The last line printed is
+a JSON object of records and seconds, from the look at the log ends to the closed file.
 """
 
 from __future__ import annotations
@@ -82,7 +82,8 @@ table = pa.Table.from_batches(batches)
 database = duckdb.connect(str(Path(folder) / "out.duckdb"))
 database.execute("BEGIN")
 database.execute(
-    'CREATE TABLE records (topic VARCHAR, "partition" INTEGER, "offset" BIGINT, "timestamp" BIGINT, key BLOB, value BLOB)'
+    'CREATE TABLE records (topic VARCHAR, "partition" INTEGER, "offset" BIGINT, "timestamp" BIGINT,'
+    " key BLOB, value BLOB)"
 )
 database.execute("INSERT INTO records SELECT * FROM table")
 database.execute("COMMIT")

@@ -8,11 +8,12 @@ from datetime import UTC, datetime, timedelta
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from confluent_kafka import Producer, TopicPartition
-from confluent_kafka.admin._listoffsets import OffsetSpec  # where it is defined; admin does not export it
+from confluent_kafka import Producer
 
+from kafka_assets.config import Topics
 from kafka_assets.dev.jars import LocalKafkaError
-from kafka_assets.dev.topics import admin, quiet
+from kafka_assets.dev.topics import quiet
+from kafka_assets.log import KafkaLog
 
 if TYPE_CHECKING:
     import threading
@@ -113,8 +114,6 @@ def _put(producer: Producer, topic: str, key: bytes, value: bytes, partition: in
 
 
 def _written(bootstrap: str, topic: str) -> int:
-    client = admin(bootstrap)
-    found = client.list_topics(topic, timeout=30).topics[topic].partitions
-    latest = OffsetSpec.latest()  # type: ignore[no-untyped-call]  # not annotated there
-    ends = client.list_offsets({TopicPartition(topic, partition): latest for partition in found})
-    return sum(end.result(30).offset for end in ends.values())
+    with KafkaLog({"bootstrap.servers": bootstrap}) as log:
+        found = log.topic_partitions(Topics((topic,)))
+        return sum(bounds.end for bounds in log.bounds(found.partitions).values())

@@ -109,7 +109,9 @@ def dev(session: Session, *, rate: int) -> int:
             f"local Kafka at {kafka.bootstrap_servers}, {rate} orders a second into {', '.join(topics)}"
         )
         session.say("opening Dagster; its address follows below, Ctrl-C ends everything")
-        process = subprocess.Popen(_dagster_dev(folder), cwd=folder, start_new_session=True)  # noqa: S603  our own words
+        process = subprocess.Popen(  # noqa: S603  our own words
+            _dagster_dev(folder), cwd=folder, env={**os.environ, "DAGSTER_HOME": str(folder)}, start_new_session=True
+        )
         try:
             while process.poll() is None and not stop.wait(0.5):
                 pass

@@ -12,7 +12,7 @@ from kafka_assets import batches, ledger
 from kafka_assets.formats import get_format
 from kafka_assets.offsets import OffsetRange, PlannedRange
 from kafka_assets.orchestration.failures import reported
-from kafka_assets.orchestration.liveness import hold, host_tags
+from kafka_assets.orchestration.liveness import hold, host_tag
 from kafka_assets.orchestration.metadata import asset_metadata, batch_metadata
 from kafka_assets.orchestration.naming import GENERATION_TAG, STREAM_TAG, Names
 from kafka_assets.orchestration.prefetch import adopt
@@ -106,7 +106,7 @@ class _Steps:
             batch = batches.read_batch(stream, warehouse, key)
             generation = _generation_to_replace(context, batch)
             if hold(warehouse, stream.name, key) and _in_one_process(context):
-                context.instance.add_run_tags(context.run_id, host_tags())
+                context.instance.add_run_tags(context.run_id, host_tag())
             if batch.blocked:
                 with warehouse.writing() as connection:
                     ledger.clear_block(connection, stream.name, key)

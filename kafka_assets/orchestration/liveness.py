@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kafka_assets.orchestration.naming import BOOT_TAG, HOST_TAG
+from kafka_assets.orchestration.naming import HOST_TAG
 from kafka_assets.staging import BatchLock
 
 if TYPE_CHECKING:
@@ -17,13 +17,15 @@ _held: dict[tuple[str, str], BatchLock] = {}
 
 
 @cache
-def host_tags() -> dict[str, str]:
-    """Tags that say on which host, and since which start of it, a run executes."""
-    tags = {HOST_TAG: socket.gethostname()}
+def this_host() -> tuple[str, str]:
+    """Return the host's name and the id of its current boot, empty where the system tells none."""
     boot = Path("/proc/sys/kernel/random/boot_id")
-    if boot.exists():
-        tags[BOOT_TAG] = boot.read_text().strip()
-    return tags
+    return socket.gethostname(), boot.read_text().strip() if boot.exists() else ""
+
+
+def host_tag() -> dict[str, str]:
+    """Return the tag that says where a run executes."""
+    return {HOST_TAG: "/".join(this_host())}
 
 
 def hold(warehouse: Warehouse, stream: str, batch: str) -> bool:

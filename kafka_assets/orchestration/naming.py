@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 STREAM_TAG = "kafka_assets/stream"
 GENERATION_TAG = "kafka_assets/generation"
 HOST_TAG = "kafka_assets/host"
-BOOT_TAG = "kafka_assets/boot_id"
 PARTITION_TAG = "dagster/partition"
 RUN_KEY_TAG = "dagster/run_key"
 WILL_RETRY_TAG = "dagster/will_retry"

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING
 import dagster as dg
 
 from kafka_assets.attempts import BatchRun, RunStatus
-from kafka_assets.orchestration.liveness import host_tags
+from kafka_assets.orchestration.liveness import this_host
 from kafka_assets.orchestration.naming import (
-    BOOT_TAG,
     HOST_TAG,
     PARTITION_TAG,
     RUN_KEY_TAG,
@@ -53,14 +52,14 @@ def _view(
 ) -> BatchRun:
     run = record.dagster_run
     status = _STATUS[run.status]
-    here = host_tags()
-    taken_up = HOST_TAG in run.tags
+    here, boot = this_host()
+    host, _, its_boot = run.tags.get(HOST_TAG, "").rpartition("/")
     return BatchRun(
         status=status,
         created_at=record.create_timestamp.timestamp(),
         attempt=_attempt(names, batch, run.tags.get(RUN_KEY_TAG)),
-        same_host=run.tags[HOST_TAG] == here[HOST_TAG] if taken_up else None,
-        same_boot=run.tags[BOOT_TAG] == here[BOOT_TAG] if BOOT_TAG in run.tags and BOOT_TAG in here else None,
+        same_host=host == here if host else None,
+        same_boot=its_boot == boot if its_boot and boot else None,
         last_seen=_last_event(instance, run.run_id) if status is RunStatus.STARTED else None,
         ended_at=record.end_time,
         will_retry=run.tags.get(WILL_RETRY_TAG) == "true" and not retried,

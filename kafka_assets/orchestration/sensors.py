@@ -161,6 +161,7 @@ class _Tick:
                 run_key=run_key(self.stream.name, batch, attempt),
                 partition_key=batch,
                 asset_selection=[self.names.asset_key],
+                asset_check_keys=[],
                 tags={STREAM_TAG: self.stream.name},
             )
         )
