@@ -136,9 +136,7 @@ def _spark_java() -> Path:
         if home and _java_version(Path(home)) in SPARK_JAVAS:
             return Path(home)
     if subprocess.run([SPARK.python, "-c", _JAVA_PROGRAM], capture_output=True, check=False).returncode:
-        say(
-            f"Spark {SPARK_VERSION} has no Java {' or '.join(map(str, SPARK_JAVAS))} here: {_SPARK_JAVA_PACKAGE}"
-        )
+        say(f"No Java {' or '.join(map(str, SPARK_JAVAS))} here, so bringing {_SPARK_JAVA_PACKAGE}")
         subprocess.run([SPARK.python, "-m", "pip", "install", "--quiet", _SPARK_JAVA_PACKAGE], check=True)
     told = subprocess.run([SPARK.python, "-c", _JAVA_PROGRAM], check=True, capture_output=True, text=True)
     return Path(told.stdout.strip())

@@ -78,7 +78,7 @@ def measure(
         if cost.exit_code:
             told = (out.read_text(errors="replace") + err.read_text(errors="replace"))[-_TAIL:]
             raise CommandFailedError(
-                f"{' '.join(words[:3])} ended with {cost.exit_code} after {cost.seconds:.1f} s and said\n{told}"
+                f"{' '.join(words[:3])} ended with {cost.exit_code} after {cost.seconds:.1f} s:\n{told}"
             )
         return cost, out.read_text()
 

@@ -116,7 +116,7 @@ class System:
         records, seconds = self.clock(told) if self.clock else (found, cost.seconds)
         if {found, records} != {dataset.records}:
             raise WrongResultError(
-                f"{self.name} says {records} records and wrote {found} rows; {dataset.topic} has {dataset.records}"
+                f"{self.name} says {records} records and wrote {found} rows; there are {dataset.records}"
             )
         return Run(records, seconds, cost)
 

@@ -23,6 +23,7 @@ from kafka_assets.warehouse import CommitUnknownError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
     import pyarrow as pa
 
     from kafka_assets.config import StreamConfig

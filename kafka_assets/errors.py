@@ -5,8 +5,10 @@ Every message says what happened, the value that was met, what follows from it a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 class KafkaAssetsError(Exception):
@@ -67,7 +69,7 @@ class TableTakenError(KafkaAssetsError):
 
 
 class WarehouseInvalidError(KafkaAssetsError):
-    """The warehouse file cannot be used: not DuckDB, an unknown ledger schema, a table that no longer fits."""
+    """The warehouse cannot be used: not DuckDB, an unknown ledger schema, a table that no longer fits."""
 
     code = "WAREHOUSE_INVALID"
     exit_code = 2

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from kafka_assets.offsets import OffsetRange, PlannedRange
+if TYPE_CHECKING:
+    from kafka_assets.offsets import OffsetRange, PlannedRange
 
 EndProof = Literal["record", "eof", "position", "lost"]
 

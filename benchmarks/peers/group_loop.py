@@ -1,8 +1,8 @@
 """The loop that people write by hand: a consumer group, poll() one by one, rows to DuckDB, commit offsets.
 
-At least once: killed between insert and commit, it inserts again. Arguments: bootstrap servers, topic, records
-to read, folder. The last line printed is a JSON object of records and seconds, from the subscription to the
-last commit.
+At least once: killed between insert and commit, it inserts again. Arguments: bootstrap servers, topic,
+records to read, folder. The last line printed is a JSON object of records and seconds, from the subscription
+to the last commit.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ while done < records:
         )
     )
     if len(rows) == ROWS or done + len(rows) == records:
-        table = pa.table([pa.array(column) for column in zip(*rows, strict=True)], names=COLUMNS)
-        database.execute("INSERT INTO records SELECT * FROM table")
+        arrived = pa.table([pa.array(column) for column in zip(*rows, strict=True)], names=COLUMNS)
+        database.execute("INSERT INTO records SELECT * FROM arrived")
         consumer.commit(asynchronous=False)
         done += len(rows)
         rows.clear()

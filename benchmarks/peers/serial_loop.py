@@ -78,15 +78,15 @@ while left:
     )
     left -= count
 consumer.close()
-table = pa.Table.from_batches(batches)
+arrived = pa.Table.from_batches(batches)
 database = duckdb.connect(str(Path(folder) / "out.duckdb"))
 database.execute("BEGIN")
 database.execute(
     'CREATE TABLE records (topic VARCHAR, "partition" INTEGER, "offset" BIGINT, "timestamp" BIGINT,'
     " key BLOB, value BLOB)"
 )
-database.execute("INSERT INTO records SELECT * FROM table")
+database.execute("INSERT INTO records SELECT * FROM arrived")
 database.execute("COMMIT")
 database.close()
 seconds = time.monotonic() - started
-print(json.dumps({"records": table.num_rows, "seconds": seconds}))
+print(json.dumps({"records": arrived.num_rows, "seconds": seconds}))

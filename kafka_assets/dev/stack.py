@@ -1,4 +1,4 @@
-"""The whole thing on one machine: a local Kafka that is fed, the streams that read it, Dagster to watch it."""
+"""The whole thing on one machine: a local Kafka that is fed, streams that read it, Dagster to watch it."""
 
 from __future__ import annotations
 
@@ -52,13 +52,13 @@ telemetry: {enabled: false}
 
 @contextmanager
 def _local_kafka(data_dir: Path | None, port: int | None = None) -> Iterator[LocalKafka]:
-    """Start the local broker, which everything started here uses whatever KAFKA_BOOTSTRAP_SERVERS said before."""
+    """Start the local broker, which all that is started here uses whatever the environment said before."""
     try:
         from kafka_assets.dev.broker import LocalKafka  # noqa: PLC0415  the dev extra may be absent
     except ImportError as missing:
         raise UsageInvalidError(
-            f"the local Kafka needs the dev extra ({missing.name} is not installed). Install `kafka-assets[dev]`,"
-            f" or point {BOOTSTRAP} at a Kafka of your own and run `dagster dev`."
+            f"the local Kafka needs the dev extra ({missing.name} is not installed). Install"
+            f" `kafka-assets[dev]`, or point {BOOTSTRAP} at a Kafka of your own and run `dagster dev`."
         ) from missing
     with LocalKafka(data_dir=data_dir, port=port) as kafka:
         os.environ[BOOTSTRAP] = kafka.bootstrap_servers
@@ -67,8 +67,8 @@ def _local_kafka(data_dir: Path | None, port: int | None = None) -> Iterator[Loc
 
 def demo(session: Session) -> int:
     """Produce orders into a local Kafka, ingest them by Dagster runs, show the table's head and the proof."""
-    from kafka_assets.dev.topics import create_topic  # noqa: PLC0415  needs the dev extra
     from kafka_assets.dev.sample import produce_orders  # noqa: PLC0415
+    from kafka_assets.dev.topics import create_topic  # noqa: PLC0415  needs the dev extra
 
     folder = Path.cwd() / DEMO_FOLDER
     shutil.rmtree(folder, ignore_errors=True)
@@ -110,7 +110,10 @@ def dev(session: Session, *, rate: int) -> int:
         )
         session.say("opening Dagster; its address follows below, Ctrl-C ends everything")
         process = subprocess.Popen(  # noqa: S603  our own words
-            _dagster_dev(folder), cwd=folder, env={**os.environ, "DAGSTER_HOME": str(folder)}, start_new_session=True
+            _dagster_dev(folder),
+            cwd=folder,
+            env={**os.environ, "DAGSTER_HOME": str(folder)},
+            start_new_session=True,
         )
         try:
             while process.poll() is None and not stop.wait(0.5):

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
-from confluent_kafka.admin._metadata import TopicMetadata  # where it is defined; admin does not export it
 from confluent_kafka.cimpl import NewTopic
 
 from kafka_assets.dev.jars import LocalKafkaError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+
+    from confluent_kafka.admin._metadata import TopicMetadata
 
 # librdkafka reports each refused connection, of which a broker that starts gives many.
 quiet = logging.getLogger("kafka_assets.dev.librdkafka")
