@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.systems import OURS
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
 BEGIN = "<!-- results: begin -->"
@@ -23,7 +24,7 @@ _HEAD = 34
 def tables(results: dict[str, Any]) -> str:
     """Every job as a Markdown table, with machine and versions."""
     parts = [
-        _table(
+        table(
             _title(job),
             ("system", "records/s", "ratio", "whole process", "CPU", "peak memory", "written"),
             [_row(name, one) for name, one in job["systems"].items()],
@@ -114,10 +115,11 @@ def _small(small: dict[str, Any]) -> str:
         ratio = f"{one['process_seconds'] / ours:.2f}" if ours else ""
         rows.append((name, ratio, *_cost_cells(one)))
     heads = ("system", "time, ratio", "whole process", "CPU", "peak memory", "written")
-    return _table("1,000 new records, from process start to exit", heads, rows)
+    return table("1,000 new records, from process start to exit", heads, rows)
 
 
-def _table(title: str, heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def table(title: str, heads: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+    """A Markdown table under a heading, its first column words and the others numbers."""
     lines = [f"### {title}", "", f"| {' | '.join(heads)} |", f"|{'---|' + '---:|' * (len(heads) - 1)}"]
     return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
 

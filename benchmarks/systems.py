@@ -137,6 +137,11 @@ def _nothing() -> dict[str, str]:
     return {}
 
 
+def own_modules() -> dict[str, str]:
+    """The variables with which another folder's process finds the modules of this package."""
+    return {"PYTHONPATH": str(PEERS.parent.parent)}
+
+
 def _own_versions() -> dict[str, str]:
     from importlib.metadata import version  # noqa: PLC0415 - beside its only use
 
@@ -193,7 +198,7 @@ def _group_loop(bootstrap: str, dataset: Dataset, folder: Path) -> list[str | Pa
 
 
 def _serial_loop(bootstrap: str, dataset: Dataset, folder: Path) -> list[str | Path]:
-    return [sys.executable, PEERS / "serial_loop.py", bootstrap, dataset.topic, folder]
+    return [sys.executable, "-m", "benchmarks.peers.serial_loop", bootstrap, dataset.topic, folder]
 
 
 _IN_DUCKDB = "ATTACH '{folder}/out.duckdb' AS o (READ_ONLY); SELECT count(*) FROM o.main.records"
@@ -250,7 +255,7 @@ SYSTEMS = (
         _serial_loop,
         _own_clock,
         _IN_DUCKDB,
-        _nothing,
+        own_modules,
         _nothing,
     ),
 )

@@ -99,6 +99,15 @@ class BatchLock:
             fcntl.flock(descriptor, fcntl.LOCK_UN)
             os.close(descriptor)
 
+    def discard(self) -> None:
+        """Let go of the lock, if this object has it, and remove its file, and the directory if that is empty."""
+        if self._descriptor is not None:
+            # Before the release: whoever opened it meanwhile finds, once it has the lock, that the file is gone.
+            self._path.unlink(missing_ok=True)
+            self.release()
+            with suppress(OSError):
+                self._path.parent.rmdir()
+
     def _sign(self) -> None:
         assert self._descriptor is not None  # noqa: S101  set by the caller
         me = Holder(

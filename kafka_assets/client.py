@@ -137,6 +137,12 @@ class ClientEvents:
             if _SECRET_PROPERTY.search(name) and len(str(value)) >= _MIN_SECRET_LENGTH
         )
 
+    def forget(self) -> None:
+        """Begin anew: what a connection reported before another question says nothing about that one."""
+        self.last_transport = None
+        self.all_down = False
+        self._refusal = None
+
     def on_error(self, error: KafkaError) -> None:
         """Take note of an error that belongs to no call: librdkafka's `error_cb`."""
         kind = kind_of(error)

@@ -7,6 +7,8 @@ it, and only digests of one function are compared.
 
 from __future__ import annotations
 
+import os
+from functools import cache
 from typing import TYPE_CHECKING
 
 import duckdb
@@ -28,6 +30,13 @@ def digest_expression(columns: Sequence[str]) -> str:
     return f"sum(hash({hashed}))::HUGEINT"
 
 
+@cache
+def _standing_connection(_pid: int) -> duckdb.DuckDBPyConnection:
+    """Return this process's connection for digests: opening one costs as much as staging 20,000 records."""
+    # One thread: the batches are small, and other threads fetch.
+    return duckdb.connect(":memory:", config={"threads": 1})
+
+
 class RangeDigests:
     """Adds up the digests of ranges over batches of their rows.
 
@@ -37,8 +46,7 @@ class RangeDigests:
     """
 
     def __init__(self, ranges: Sequence[OffsetRange], columns: Sequence[str]) -> None:
-        # One thread: the batches are small, and other threads fetch.
-        self._connection = duckdb.connect(":memory:", config={"threads": 1})
+        self._connection = _standing_connection(os.getpid()).cursor()
         self._connection.register(
             "ranges",
             pa.table(

@@ -192,11 +192,10 @@ class RangeReader:
         messages = consumer.consume(wanted, _CONSUME_SECONDS)
         self._events.raise_refusal()
         short = len(messages) < wanted
-        errors = list(map(Message.error, messages))
         events: list[tuple[Message, KafkaError]] = []
-        if any(errors):
-            events = [(one, error) for one, error in zip(messages, errors, strict=True) if error is not None]
-            messages = [one for one, error in zip(messages, errors, strict=True) if error is None]
+        if any(map(Message.error, messages)):
+            events = [(one, error) for one in messages if (error := one.error()) is not None]
+            messages = [one for one in messages if one.error() is None]
         rows = self._take(messages, buffer) if messages else 0
         moved = rows > 0
         for message, error in events:

@@ -327,7 +327,7 @@ class _Deadline:
         self._doing = doing
         self._started = time.monotonic()
         self._seconds = seconds
-        events.all_down = False
+        events.forget()
 
     def left(self) -> float:
         return max(0.1, self._started + self._seconds - time.monotonic())

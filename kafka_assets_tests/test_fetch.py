@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import ctypes
+import random
 import threading
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -14,6 +16,8 @@ from confluent_kafka.admin import (
     ResourcePatternType,
     ResourceType,
 )
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from kafka_assets.dev.broker import LocalKafka
 from kafka_assets.dev.topics import admin, create_topic, delete_topic
@@ -39,6 +43,7 @@ from kafka_assets_tests.support.kafka import (
     tombstone,
     values,
     wait_until,
+    watermarks,
 )
 
 if TYPE_CHECKING:
@@ -157,6 +162,31 @@ def test_compacted_offsets_are_undeliverable_also_at_the_end(bootstrap, topic, p
         assert offsets(table) == expected
         assert evidence.records == len(expected)
         assert evidence.undeliverable == until - start - len(expected)
+
+
+def test_any_range_of_a_log_with_transactions_is_exact(bootstrap, topic, produce):
+    """Wherever a range begins and ends among transactions, it gives what a consumer sees there."""
+    name = topic()
+    choose = random.Random(7)  # noqa: S311  (a log, not a secret)
+    for _ in range(12):
+        produce(name, values(choose.randint(0, 3)), 0)
+        outcome = choose.choice(["commit", "abort"])
+        produce_transaction(bootstrap, name, values(choose.randint(1, 4)), outcome, 0)
+    seen = [message.offset() for message in read_all(bootstrap, name)]
+    end = watermarks(bootstrap, name)[0][1]
+
+    @settings(max_examples=25, deadline=None)
+    @given(st.lists(st.integers(0, end), min_size=2, max_size=8).map(sorted))
+    def check(cuts: list[int]) -> None:
+        ranges = [planned(name, 0, *pair) for pair in pairwise(cuts)]
+        table, evidence = fetch(bootstrap, ranges)
+        assert offsets(table) == [offset for offset in seen if cuts[0] <= offset < cuts[-1]]
+        for one in evidence:
+            covered = range(one.planned.range.from_offset, one.planned.range.until_offset)
+            assert one.records == sum(offset in covered for offset in seen)
+            assert one.records + one.undeliverable == len(covered)
+
+    check()
 
 
 def test_records_keep_keys_headers_nulls_and_timestamps(bootstrap, topic, produce):
@@ -369,7 +399,7 @@ def test_deleted_records_are_skipped_where_that_is_the_policy(
 
 
 def test_records_deleted_while_reading_are_skipped_more_than_once(bootstrap, topic, produce):
-    """Retention that overtakes a reader twice gives two lost stretches, and every other offset is accounted for."""
+    """Retention that overtakes a reader twice gives two lost stretches, and no other offset is missing."""
     name = topic()
     count = 6000
     produce(name, [b"x" * 1000] * count, 0, {"batch.size": 20_000})

@@ -146,9 +146,26 @@ def test_a_silent_broker_is_named():
             log.bounds([TopicPartition("orders", 0)])
 
 
+def test_a_broker_that_refuses_credentials_is_an_error_of_authentication(bootstrap):
+    """What the broker says to the credentials is repeated at once, the credentials are not."""
+    kafka = {
+        "bootstrap.servers": bootstrap,
+        "security.protocol": "SASL_PLAINTEXT",
+        "sasl.mechanism": "PLAIN",
+        "sasl.username": "the-user-name",
+        "sasl.password": "the-password",
+    }
+    with KafkaLog(kafka) as log:
+        for selection in (Topics(("orders",)), TopicPattern("orders")):
+            with pytest.raises(BrokerAuthError, match="supported mechanisms") as caught:
+                log.topic_partitions(selection)
+            assert bootstrap in str(caught.value)
+            assert "the-" not in str(caught.value)
+
+
 @contextmanager
 def refusing_tls() -> Iterator[str]:
-    """A server that answers whatever comes with a TLS alert, as one does that dislikes a client's certificate."""
+    """A server that answers whatever comes with the TLS alert `handshake_failure`."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def serve() -> None:
@@ -186,7 +203,11 @@ def test_a_refused_handshake_is_an_error_of_authentication():
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("no.such.property", "hunter2-secret"), ("security.protocol", "hunter2-secret"), ("sasl.password", 5)],
+    [
+        ("no.such.property", "hunter2-secret"),
+        ("security.protocol", "hunter2-secret"),
+        ("sasl.password", "hunter2-secret"),
+    ],
 )
 def test_a_property_that_librdkafka_refuses_is_named_without_its_value(name, value):
     """The error of a refused property names the property, and never repeats what was given for it."""
@@ -201,7 +222,7 @@ def test_a_property_that_librdkafka_refuses_is_named_without_its_value(name, val
 
 
 def test_properties_of_consumers_bring_no_warning(bootstrap, caplog):
-    """The same properties serve for consumers and for questions, without librdkafka complaining in the log."""
+    """Properties of consumers serve for questions too, without a complaint in the log."""
     caplog.set_level(logging.DEBUG)
     with KafkaLog({"bootstrap.servers": bootstrap, "fetch.wait.max.ms": "50", "group.id": "mine"}) as log:
         log.topic_partitions(TopicPattern("matches nothing"))

@@ -397,26 +397,27 @@ def test_a_fatal_error_makes_a_new_connection(warehouse):
 def test_a_forked_child_neither_has_nor_frees_the_lock(warehouse):
     """A child forked while the file is held queues up like others and does not prolong the lock."""
     make_table(warehouse)
-    read, write = os.pipe()
+    ours, childs = multiprocessing.Pipe()
     with warehouse.writing() as con:
         con.execute("INSERT INTO t VALUES (1)").fetchall()
         pid = os.fork()
         if pid == 0:
-            code = 1
             try:
                 with warehouse.reading(timeout=0.1):
-                    pass
+                    childs.send("has it")
             except WarehouseLockedError:
-                code = 0
-                os.read(read, 1)
+                childs.send("refused")
+                childs.recv()
             finally:
-                os._exit(code)
-    with warehouse.writing(timeout=0) as con:
-        assert con.execute("SELECT count(*) FROM t").fetchall() == [(1,)]
-    os.write(write, b"x")
-    assert os.waitpid(pid, 0)[1] == 0
-    os.close(read)
-    os.close(write)
+                os._exit(0)
+        said = ours.recv()
+    try:
+        with warehouse.writing(timeout=0) as con:
+            assert con.execute("SELECT count(*) FROM t").fetchall() == [(1,)]
+    finally:
+        support.kill(pid)
+        os.waitpid(pid, 0)
+    assert said == "refused"
 
 
 def test_network_file_systems_are_refused_unless_allowed(warehouse, monkeypatch):

@@ -10,26 +10,15 @@ import gc
 import json
 import sys
 import time
-from itertools import chain
 from pathlib import Path
 
 import duckdb
-import numpy as np
 import pyarrow as pa
-from confluent_kafka import Consumer, KafkaException, Message, TopicPartition
+from confluent_kafka import Consumer, TopicPartition
+
+from benchmarks.columns import CREATE_TABLE, to_batch
 
 CHUNK = 4_000
-COLUMNS = ("topic", "partition", "offset", "timestamp", "key", "value")
-
-
-def binary(values: list[bytes]) -> pa.Array:
-    """Return byte strings, none of them None, as one Arrow array."""
-    ends = np.zeros(len(values) + 1, np.int32)
-    np.cumsum(np.fromiter(map(len, values), np.int32, len(values)), out=ends[1:])
-    return pa.Array.from_buffers(
-        pa.binary(), len(values), [None, pa.py_buffer(ends), pa.py_buffer(b"".join(values))]
-    )
-
 
 bootstrap, topic, folder = sys.argv[1:]
 gc.disable()
@@ -47,44 +36,20 @@ consumer = Consumer(
 )
 started = time.monotonic()
 partitions = consumer.list_topics(topic).topics[topic].partitions
-bounds = {p: consumer.get_watermark_offsets(TopicPartition(topic, p)) for p in partitions}
+bounds = {each: consumer.get_watermark_offsets(TopicPartition(topic, each)) for each in partitions}
 left = sum(high - low for low, high in bounds.values())
-consumer.assign(
-    [TopicPartition(topic, partition, low) for partition, (low, high) in bounds.items() if high > low]
-)
-topics = pa.repeat(topic, CHUNK)
+consumer.assign([TopicPartition(topic, each, low) for each, (low, high) in bounds.items() if high > low])
 batches = []
 while left:
     messages = consumer.consume(min(CHUNK, left), 1.0)
-    if not messages:
-        continue
-    count = len(messages)
-    failed = next((error for error in map(Message.error, messages) if error), None)
-    if failed:
-        raise KafkaException(failed)
-    stamps = np.fromiter(chain.from_iterable(map(Message.timestamp, messages)), np.int64, 2 * count)
-    batches.append(
-        pa.RecordBatch.from_arrays(
-            [
-                topics.slice(0, count),
-                pa.array(np.fromiter(map(Message.partition, messages), np.int32, count)),
-                pa.array(np.fromiter(map(Message.offset, messages), np.int64, count)),
-                pa.array(stamps[1::2].copy()),
-                binary(list(map(Message.key, messages))),
-                binary(list(map(Message.value, messages))),
-            ],
-            names=COLUMNS,
-        )
-    )
-    left -= count
+    if messages:
+        batches.append(to_batch(messages))
+        left -= len(messages)
 consumer.close()
 arrived = pa.Table.from_batches(batches)
 database = duckdb.connect(str(Path(folder) / "out.duckdb"))
 database.execute("BEGIN")
-database.execute(
-    'CREATE TABLE records (topic VARCHAR, "partition" INTEGER, "offset" BIGINT, "timestamp" BIGINT,'
-    " key BLOB, value BLOB)"
-)
+database.execute(CREATE_TABLE)
 database.execute("INSERT INTO records SELECT * FROM arrived")
 database.execute("COMMIT")
 database.close()

@@ -6,8 +6,9 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
-from confluent_kafka import KafkaException
+from confluent_kafka import KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient
+from confluent_kafka.admin._listoffsets import OffsetSpec  # where it is defined; admin does not export it
 from confluent_kafka.cimpl import NewTopic
 
 from kafka_assets.dev.jars import LocalKafkaError
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from confluent_kafka.admin._metadata import TopicMetadata
+
 
 # librdkafka reports each refused connection, of which a broker that starts gives many.
 quiet = logging.getLogger("kafka_assets.dev.librdkafka")
@@ -29,6 +31,12 @@ def admin(bootstrap: str) -> AdminClient:
         {"bootstrap.servers": bootstrap, "reconnect.backoff.ms": 50, "reconnect.backoff.max.ms": 200},
         logger=quiet,
     )
+
+
+def latest() -> OffsetSpec:
+    """A log's end, for `list_offsets`."""
+    spec: OffsetSpec = OffsetSpec.latest()  # type: ignore[no-untyped-call]  # not annotated there
+    return spec
 
 
 def create_topic(  # noqa: PLR0913 - a topic has these
@@ -51,11 +59,13 @@ def create_topic(  # noqa: PLR0913 - a topic has these
     client.create_topics([topic], operation_timeout=timeout, request_timeout=timeout)[name].result()
 
     def led(found: TopicMetadata | None) -> bool:
-        return (
-            found is not None
-            and len(found.partitions) == partitions
-            and all(partition.leader >= 0 for partition in found.partitions.values())
-        )
+        if found is None or len(found.partitions) != partitions:
+            return False
+        # A leader is named a moment before it knows itself, and refuses until then.
+        asked = {TopicPartition(name, partition): latest() for partition in range(partitions)}
+        for answer in client.list_offsets(asked).values():
+            answer.result(timeout)
+        return True
 
     _await(client, name, led, f"{name} was created, but its {partitions} partitions have no leaders", timeout)
 
@@ -84,11 +94,10 @@ def _await(
         trouble = ""
         try:
             found: TopicMetadata = client.list_topics(name, timeout=timeout).topics[name]
-        except KafkaException as error:
-            trouble = f" ({error})"
-        else:
             if reached(None if found.error else found):
                 return
+        except KafkaException as error:
+            trouble = f" ({error})"
         if time.monotonic() > deadline:
             raise LocalKafkaError(f"After {timeout:g} s: {otherwise}{trouble}. Is every node up?")
         time.sleep(0.02)

@@ -3,6 +3,7 @@
 import time
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from kafka_assets import batches, ledger
 from kafka_assets.formats import get_format
 from kafka_assets.offsets import OffsetRange, PlannedRange
 from kafka_assets.orchestration.failures import reported
-from kafka_assets.orchestration.liveness import hold, host_tag
+from kafka_assets.orchestration.liveness import finish, hold, host_tag, release
 from kafka_assets.orchestration.metadata import asset_metadata, batch_metadata
 from kafka_assets.orchestration.naming import GENERATION_TAG, STREAM_TAG, Names
 from kafka_assets.orchestration.prefetch import adopt
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 IO_MANAGER = "kafka_assets_io"
 """The ops' small dicts go through a file-system IO manager of their own: the code location's default one may be
 made for tables."""
+
+_FILES = dg.FilesystemIOManager().get_resource_definition()
+# One object for all streams: Dagster wants the definitions of a resource's name to be identical.
 
 
 def batches_def_of(names: Names) -> dg.DynamicPartitionsDefinition:
@@ -79,7 +83,7 @@ def _build_asset(stream: "StreamConfig", runtime: "Runtime") -> dg.AssetsDefinit
         tags={STREAM_TAG: stream.name},
         kinds={"kafka", "duckdb"},
         group_name="kafka",
-        resource_defs={IO_MANAGER: dg.FilesystemIOManager().get_resource_definition()},
+        resource_defs={IO_MANAGER: _FILES},
         code_version=get_format(stream.format).fingerprint,
     )
     def asset(**topics: Any) -> Any:  # noqa: ANN401  graph composition has no types of its own
@@ -102,11 +106,10 @@ class _Steps:
 
     def plan(self, context: dg.OpExecutionContext) -> Iterator[dg.DynamicOutput[dict[str, Any]]]:
         stream, warehouse, key = self.stream, self.runtime.warehouse, context.partition_key
-        with reported(context, warehouse, stream.name, key):
+        with self._at_work_on(key, context):
             batch = batches.read_batch(stream, warehouse, key)
+            self._take(key, context)
             generation = _generation_to_replace(context, batch)
-            if hold(warehouse, stream.name, key) and _in_one_process(context):
-                context.instance.add_run_tags(context.run_id, host_tag())
             if batch.blocked:
                 with warehouse.writing() as connection:
                     ledger.clear_block(connection, stream.name, key)
@@ -131,8 +134,8 @@ class _Steps:
         slices = [_ranges_from_json(ranges) for ranges in group["slices"]]
         if not slices:
             return {**group, "staged": []}
-        with reported(context, warehouse, stream.name, key):
-            hold(warehouse, stream.name, key)
+        with self._at_work_on(key, context):
+            self._take(key, context)
             staged = adopt(stream.name, key, group["generation"])
             if staged is None:
                 batch = batches.read_batch(stream, warehouse, key)
@@ -149,36 +152,69 @@ class _Steps:
         )
         return {**group, "slices": [], "staged": [one.to_dict() for one in staged]}
 
-    def commit(self, context: dg.OpExecutionContext, fetched: list[dict[str, Any]]) -> dg.MaterializeResult[None]:
+    def commit(
+        self, context: dg.OpExecutionContext, fetched: list[dict[str, Any]]
+    ) -> dg.MaterializeResult[None]:
         stream, warehouse, key = self.stream, self.runtime.warehouse, context.partition_key
-        with reported(context, warehouse, stream.name, key):
-            hold(warehouse, stream.name, key)
+        with self._at_work_on(key, context):
+            self._take(key, context)
             batch = replace(batches.read_batch(stream, warehouse, key), generation=fetched[0]["generation"])
             staged = [StagedSlice.from_dict(one) for group in fetched for one in group["staged"]]
             done = batches.commit(stream, warehouse, batch, staged, run_id=context.run_id)
+            finish(stream.name, key)
         context.log.info(
             f"{done.outcome}: {done.batch.rows} rows of batch {key} in table {stream.table},"
             f" {len(done.batch.ranges)} offset ranges in the ledger"
         )
         seconds = time.time() - min(group["started"] for group in fetched)
         return dg.MaterializeResult(
-            metadata=batch_metadata(done.batch, outcome=done.outcome, seconds=seconds)
+            metadata=batch_metadata(done.batch, stream.table, outcome=done.outcome, seconds=seconds)
         )
+
+    def _take(self, key: str, context: dg.OpExecutionContext) -> None:
+        """Hold the batch's lock and, where a free lock means a dead run, tag the run with its host."""
+        if not (hold(self.runtime.warehouse, self.stream.name, key) and _in_one_process(context)):
+            return
+        run, tag = context.instance.get_run_by_id(context.run_id), host_tag(context.run_id)
+        if run is not None and not tag.items() <= run.tags.items():
+            context.instance.add_run_tags(context.run_id, tag)
+
+    @contextmanager
+    def _at_work_on(self, key: str, context: dg.OpExecutionContext) -> Iterator[None]:
+        """Report errors, and keep the batch's lock only for a step that is to come in this process.
+
+        The process may be one that goes on to other things, as Celery's workers do.
+        """
+        keep = _in_one_process(context)
+        try:
+            with reported(context, self.runtime.warehouse, self.stream.name, key):
+                yield
+        except dg.RetryRequested:
+            raise
+        except BaseException:
+            keep = False
+            raise
+        finally:
+            if not keep:
+                release(self.stream.name, key)
 
 
 def _generation_to_replace(context: dg.OpExecutionContext, batch: "BatchRow") -> int:
     """Return the batch's generation that this run is to move on from: 0 loads it, a higher one replaces its rows.
 
-    Fixed by the first run of a chain of retries, and kept on it as a tag: a run that began before another
-    committed its batch has nothing left to do, and neither has a retry of it, however late.
+    Which of the two is fixed by the first run of a chain of retries, and kept on it as a tag: a run that began
+    before another committed its batch has nothing left to do, and neither has a retry of it, however late.
     """
     root = _first_of_retries(context)
-    if (known := root.dagster_run.tags.get(GENERATION_TAG)) is not None:
-        return int(known)
+    run_id = root.dagster_run.run_id
+    # A run that executes another one again starts with the tags of that one, so the tag names its run.
+    known, _, owner = root.dagster_run.tags.get(GENERATION_TAG, "").partition("/")
+    if owner == run_id:
+        return batch.generation if int(known) else 0
     generation = batch.generation
     if batch.committed_at is not None and root.create_timestamp < batch.committed_at:
         generation = 0
-    context.instance.add_run_tags(root.dagster_run.run_id, {GENERATION_TAG: str(generation)})
+    context.instance.add_run_tags(run_id, {GENERATION_TAG: f"{generation}/{run_id}"})
     return generation
 
 

@@ -11,15 +11,18 @@ from kafka_assets.planner import survey
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import duckdb
+
     from kafka_assets.config import StreamConfig
     from kafka_assets.coverage import PartitionCoverage
     from kafka_assets.orchestration.runtime import Runtime
     from kafka_assets.planner import Survey
-    from kafka_assets.planning import Stop
+    from kafka_assets.planning import Plan, Stop
 
 COVERAGE = "coverage"
 LAG = "lag"
 MAX_PROBLEMS_SHOWN = 20
+CLASSES = ("loaded", "filtered", "quarantined", "undeliverable", "lost", "removed", "pending")
 
 
 def build_checks(stream: "StreamConfig", runtime: "Runtime") -> list[dg.AssetChecksDefinition]:
@@ -65,15 +68,17 @@ def build_checks(stream: "StreamConfig", runtime: "Runtime") -> list[dg.AssetChe
     return [coverage_check, lag_check]
 
 
-def lag_of(stream: "StreamConfig", seen: "Survey") -> tuple[bool, dict[str, int]]:
-    """Return whether a stream keeps up, and its lag in numbers."""
+def lag_of(stream: "StreamConfig", seen: "Survey", plan: "Plan | None" = None) -> tuple[bool, dict[str, int]]:
+    """Return whether a stream keeps up, and its lag in numbers: as it was seen, or with a plan made since."""
+    positions = {**seen.state.positions, **(plan.positions if plan else {})}
     lag = held_back = 0
     for partition, bounds in seen.bounds.items():
-        position = seen.state.positions.get(partition)
+        position = positions.get(partition)
         if position is not None:
             lag += max(0, bounds.end - position.planned_until)
             held_back += bounds.high_watermark - bounds.end
-    pending = sum(planned.range.size for batch in seen.state.open_batches for planned in batch.ranges)
+    open_ranges = [batch.ranges for batch in seen.state.open_batches] + list(plan.batches if plan else ())
+    pending = sum(planned.range.size for ranges in open_ranges for planned in ranges)
     capacity = stream.max_records_per_batch * stream.max_batches_in_flight
     return lag + pending <= capacity, {
         "lag": lag + pending,
@@ -81,6 +86,31 @@ def lag_of(stream: "StreamConfig", seen: "Survey") -> tuple[bool, dict[str, int]
         "planned_not_committed": pending,
         "held_back_by_open_transactions": held_back,
     }
+
+
+def ledger_evaluation(
+    key: dg.AssetKey, connection: "duckdb.DuckDBPyConnection | None", stream: str
+) -> dg.AssetCheckEvaluation:
+    """Return the part of the coverage proof that the ledger's numbers give: the classes add up to the offsets."""
+    partitions = coverage.coverage(connection, stream)
+    flaws = [
+        f"{one.topic}[{one.partition}] [{one.from_offset}, {one.until_offset}): {accounted} offsets are accounted for"
+        for one in partitions
+        if (accounted := sum(getattr(one, name) for name in CLASSES)) != one.until_offset - one.from_offset
+    ]
+    return dg.AssetCheckEvaluation(
+        asset_key=key,
+        check_name=COVERAGE,
+        passed=not flaws,
+        description="\n".join(flaws[:MAX_PROBLEMS_SHOWN])
+        or "By the ledger's numbers every planned offset is in one class. Execute this check to compare them with the"
+        " table.",
+        metadata={
+            "proved": "the whole stream, from the ledger alone",
+            "problems": len(flaws),
+            "partitions": coverage_table(partitions),
+        },
+    )
 
 
 def stop_evaluation(key: dg.AssetKey, stops: "Sequence[Stop]") -> dg.AssetCheckEvaluation:
@@ -96,13 +126,12 @@ def stop_evaluation(key: dg.AssetKey, stops: "Sequence[Stop]") -> dg.AssetCheckE
 
 
 def coverage_table(partitions: "Sequence[PartitionCoverage]") -> dg.TableMetadataValue:
-    classes = ("loaded", "filtered", "quarantined", "undeliverable", "lost", "removed", "pending")
     schema = dg.TableSchema(
         columns=[
             dg.TableColumn("topic", "string"),
             *(
                 dg.TableColumn(name, "int")
-                for name in ("incarnation", "partition", "from", "until", *classes)
+                for name in ("incarnation", "partition", "from", "until", *CLASSES)
             ),
         ]
     )
@@ -115,7 +144,7 @@ def coverage_table(partitions: "Sequence[PartitionCoverage]") -> dg.TableMetadat
                     "partition": one.partition,
                     "from": one.from_offset,
                     "until": one.until_offset,
-                    **{name: getattr(one, name) for name in classes},
+                    **{name: getattr(one, name) for name in CLASSES},
                 }
             )
             for one in partitions

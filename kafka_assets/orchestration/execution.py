@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
+import os
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,6 +32,8 @@ from kafka_assets.orchestration.liveness import release
 from kafka_assets.orchestration.naming import PARTITION_TAG, STREAM_TAG
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from dagster._core.remote_origin import CodeLocationOrigin
 
     from kafka_assets.config import StreamConfig
@@ -61,17 +66,27 @@ def open_instance(folder: Path) -> dg.DagsterInstance:
     Raises:
         UsageInvalidError: There is neither.
     """
-    import os  # noqa: PLC0415
-
-    if os.environ.get("DAGSTER_HOME"):
-        return dg.DagsterInstance.get()
-    if not (folder / "dagster.yaml").exists():
+    home = Path(os.environ.get("DAGSTER_HOME") or folder)
+    settings = home / "dagster.yaml"
+    if not os.environ.get("DAGSTER_HOME") and not settings.exists():
         raise UsageInvalidError(
             f"there is no Dagster instance to record runs in: DAGSTER_HOME is not set and {folder} has no"
             " dagster.yaml. Set DAGSTER_HOME to your instance's folder, or put a dagster.yaml beside the streams"
             " file."
         )
-    return dg.DagsterInstance.from_config(str(folder))
+    with _one_at_a_time(settings):
+        return dg.DagsterInstance.from_config(str(home))
+
+
+@contextmanager
+def _one_at_a_time(settings: Path) -> Iterator[None]:
+    """Let one process at a time open an instance: two that make its storage at once leave it broken."""
+    if not settings.exists():
+        yield
+        return
+    with settings.open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 class RunExecutor:

@@ -12,7 +12,7 @@ from kafka_assets.ledger import METADATA_COLUMNS
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from kafka_assets.config import StreamConfig
+    from kafka_assets.config import StreamConfig, TableName
     from kafka_assets.ledger import BatchRow
 
 DESCRIPTIONS = {
@@ -42,12 +42,13 @@ def asset_metadata(stream: StreamConfig, warehouse_uri: str) -> dict[str, dg.Tab
 
 
 def batch_metadata(
-    batch: BatchRow, *, outcome: str, seconds: float | None = None
+    batch: BatchRow, table: TableName, *, outcome: str, seconds: float | None = None
 ) -> Mapping[str, dg.MetadataValue]:
     """Return the metadata of a batch's materialization.
 
     Args:
         batch: A committed batch.
+        table: The table its rows are in.
         outcome: How it came to be committed, in words.
         seconds: What it took from its plan being read to its commit; None when only reported.
     """
@@ -59,7 +60,7 @@ def batch_metadata(
         "bytes": dg.MetadataValue.int(size),
         "outcome": dg.MetadataValue.text(outcome),
         "ranges": _ranges(batch),
-        "next": dg.MetadataValue.md(_next(batch)),
+        "next": dg.MetadataValue.md(_next(batch, table)),
     }
     if seconds:
         metadata["seconds"] = dg.MetadataValue.float(round(seconds, 3))
@@ -91,11 +92,11 @@ def _ranges(batch: BatchRow) -> dg.TableMetadataValue:
     )
 
 
-def _next(batch: BatchRow) -> str:
+def _next(batch: BatchRow, table: TableName) -> str:
     return (
         "These rows are in the table, their offsets in the ledger, both by one transaction.\n\n"
         f"* To fetch and **replace** exactly them: *Materialize* partition `{batch.batch}` again.\n"
         "* To check them: *Execute* the check `coverage`, or run"
         f" `kafka-assets verify {batch.stream}`.\n"
-        f"* To read them: `SELECT * FROM ... WHERE _kafka_batch = '{batch.batch}'`."
+        f"* To read them: `SELECT * FROM {table.quoted} WHERE _kafka_batch = '{batch.batch}'`."
     )

@@ -6,17 +6,13 @@ from typing import TYPE_CHECKING
 
 import dagster as dg
 
-from kafka_assets.attempts import BatchRun, RunStatus
-from kafka_assets.orchestration.liveness import this_host
-from kafka_assets.orchestration.naming import (
-    HOST_TAG,
-    PARTITION_TAG,
-    RUN_KEY_TAG,
-    WILL_RETRY_TAG,
-    run_key,
-)
+from kafka_assets.attempts import LAUNCH_GRACE, BatchRun, RunStatus
+from kafka_assets.orchestration.liveness import host_of, this_host
+from kafka_assets.orchestration.naming import PARTITION_TAG, RUN_KEY_TAG, WILL_RETRY_TAG, run_key
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from kafka_assets.orchestration.naming import Names
 
 _STATUS = {
@@ -32,7 +28,7 @@ _STATUS = {
 }
 
 
-def runs_of(instance: dg.DagsterInstance, names: Names, batch: str) -> dict[str, BatchRun]:
+def runs_of(instance: dg.DagsterInstance, names: Names, batch: str, *, now: datetime) -> dict[str, BatchRun]:
     """Return all runs of a batch, whoever launched them, by run id."""
     records = [
         record
@@ -42,21 +38,33 @@ def runs_of(instance: dg.DagsterInstance, names: Names, batch: str) -> dict[str,
     ]
     retried = {record.dagster_run.parent_run_id for record in records}
     return {
-        record.dagster_run.run_id: _view(instance, names, batch, record, record.dagster_run.run_id in retried)
+        record.dagster_run.run_id: _view(
+            instance, names, batch, record, now=now, retried=record.dagster_run.run_id in retried
+        )
         for record in records
     }
 
 
-def _view(
-    instance: dg.DagsterInstance, names: Names, batch: str, record: dg.RunRecord, retried: bool
+def _view(  # noqa: PLR0913  a record and what it is seen with
+    instance: dg.DagsterInstance,
+    names: Names,
+    batch: str,
+    record: dg.RunRecord,
+    *,
+    now: datetime,
+    retried: bool,
 ) -> BatchRun:
     run = record.dagster_run
     status = _STATUS[run.status]
+    created_at = record.create_timestamp.timestamp()
+    if run.status is dg.DagsterRunStatus.NOT_STARTED and abs(now.timestamp() - created_at) > LAUNCH_GRACE:
+        # Created by a process that died before it started it: nobody will.
+        status = RunStatus.FAILED
     here, boot = this_host()
-    host, _, its_boot = run.tags.get(HOST_TAG, "").rpartition("/")
+    host, its_boot = host_of(run)
     return BatchRun(
         status=status,
-        created_at=record.create_timestamp.timestamp(),
+        created_at=created_at,
         attempt=_attempt(names, batch, run.tags.get(RUN_KEY_TAG)),
         same_host=host == here if host else None,
         same_boot=its_boot == boot if its_boot and boot else None,

@@ -45,7 +45,8 @@ class Runtime:
         return self._logs[key]
 
     def drop_log(self, stream: StreamConfig) -> None:
-        """Forget a client after an error, so that the next use begins with a new connection."""
-        log = self._logs.pop(tuple(sorted(stream.kafka.resolve().items())), None)
-        if log is not None:
-            log.close()
+        """Forget a client after an error of its brokers, so that the next use begins with a new connection.
+
+        It is not closed: the sensor of another stream may be in the middle of a call.
+        """
+        self._logs.pop(tuple(sorted(stream.kafka.resolve().items())), None)

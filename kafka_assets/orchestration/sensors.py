@@ -7,6 +7,8 @@ holds only what saves work: when lag was last reported, and up to where material
 from __future__ import annotations
 
 import json
+import re
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
@@ -14,9 +16,15 @@ from typing import TYPE_CHECKING
 import dagster as dg
 
 from kafka_assets import attempts, ledger
-from kafka_assets.errors import KafkaAssetsError, WarehouseLockedError
+from kafka_assets.errors import (
+    BrokerAuthError,
+    BrokerUnreachableError,
+    KafkaAssetsError,
+    WarehouseLockedError,
+)
 from kafka_assets.ledger import PlanConflictError
-from kafka_assets.orchestration.checks import COVERAGE, LAG, lag_of, stop_evaluation
+from kafka_assets.orchestration.checks import COVERAGE, LAG, lag_of, ledger_evaluation, stop_evaluation
+from kafka_assets.orchestration.housekeeping import sweep_stream
 from kafka_assets.orchestration.metadata import batch_metadata
 from kafka_assets.orchestration.naming import STREAM_TAG, run_key
 from kafka_assets.orchestration.runs import runs_of
@@ -31,6 +39,7 @@ if TYPE_CHECKING:
     from kafka_assets.ledger import BatchRow, StreamState
     from kafka_assets.orchestration.runtime import Runtime
     from kafka_assets.planner import Survey
+    from kafka_assets.planning import Plan
 
 TICK_SECONDS = 1
 """The daemon looks every 5 s; a longer minimum would be rounded up, and `interval` is applied by the planner."""
@@ -39,6 +48,10 @@ LOCK_SECONDS = 2.0
 LAG_REPORT_SECONDS = 60.0
 EVENT_GRACE = timedelta(seconds=60)
 """How long after its commit a batch's own run may still be about to report it."""
+
+SWEEP_SECONDS = 3600.0
+KEYS_LOOKED_AT = 100
+_BATCH_KEY = re.compile(r"\d{8}T\d{9}Z")
 
 
 def build_sensor(stream: StreamConfig, runtime: Runtime) -> dg.SensorDefinition:
@@ -64,7 +77,9 @@ class _Cursor:
     lag_at: float = 0.0
     lag: int = -1
     stopped: bool = False
+    shown: bool = False
     seen_until: str = ""
+    swept_at: float = 0.0
 
     @classmethod
     def parse(cls, text: str | None) -> _Cursor:
@@ -102,12 +117,15 @@ class _Tick:
             except KafkaAssetsError as error:
                 # Batches that are planned already do not wait for the brokers.
                 trouble = error
-                self.runtime.drop_log(self.stream)
+                if isinstance(error, BrokerUnreachableError | BrokerAuthError):
+                    self.runtime.drop_log(self.stream)
                 state, planned = read_state(self.stream, self.runtime.warehouse, timeout=LOCK_SECONDS), ()
             for key in planned:
                 self._request(key, 1)
             self._reconcile([batch for batch in state.open_batches if batch.batch not in planned])
             self._report_unreported(state)
+            self._report_coverage(state)
+            self._sweep()
         except WarehouseLockedError as locked:
             if not self.requests:
                 return dg.SkipReason(f"the warehouse is in use, the next tick looks again: {locked.message}")
@@ -144,16 +162,19 @@ class _Tick:
             )
         except PlanConflictError:
             self.reason = "another planner was faster; the next tick looks again"
-            keys = ()
-        self._report_lag(seen)
+            keys, plan = (), None
+        self._report_lag(seen, plan)
         return seen.state, keys
 
     def _last_key(self) -> str | None:
-        """Return the newest key Dagster has: not used again even if the warehouse, and its ledger, is a new one."""
+        """Return the newest key Dagster has: not used again even if the warehouse, and its ledger, is a new one.
+
+        Keys come in the order of being added, which is about that of planning, and a person may add any text.
+        """
         newest = self.context.instance.get_paginated_dynamic_partitions(
-            self.names.batches, limit=1, ascending=False
+            self.names.batches, limit=KEYS_LOOKED_AT, ascending=False
         )
-        return newest.results[0] if newest.results else None
+        return max(filter(_BATCH_KEY.fullmatch, newest.results), default=None)
 
     def _request(self, batch: str, attempt: int) -> None:
         self.requests.append(
@@ -171,7 +192,7 @@ class _Tick:
         for batch in batches:
             if batch.kind != "live":
                 continue
-            runs = runs_of(self.context.instance, self.names, batch.batch)
+            runs = runs_of(self.context.instance, self.names, batch.batch, now=self.now)
             decision = attempts.decide(
                 attempts.OpenBatch(
                     attempts=batch.attempts,
@@ -186,8 +207,8 @@ class _Tick:
             )
             match decision:
                 case attempts.Launch(attempt, claim):
-                    self._bury(runs)
-                    if not claim or self._claimed(batch):
+                    if self._claimed(batch) if claim else self._still_open(batch):
+                        self._bury(runs)
                         self._request(batch.batch, attempt)
                 case attempts.Blocked(reason, code):
                     self._block(batch, reason, code)
@@ -200,16 +221,24 @@ class _Tick:
         with self.runtime.warehouse.writing(LOCK_SECONDS) as connection:
             return ledger.claim_attempt(connection, self.stream.name, batch.batch, batch.attempts, self.now)
 
+    def _still_open(self, batch: BatchRow) -> bool:
+        """Look again: a run that has committed the batch since it was read lets go of its lock before it ends."""
+        with self.runtime.warehouse.reading(LOCK_SECONDS) as connection:
+            now = ledger.read_batch(connection, self.stream.name, batch.batch)
+        return now is not None and (now.state, now.attempts) == (batch.state, batch.attempts)
+
     def _bury(self, runs: dict[str, attempts.BatchRun]) -> None:
-        """Have Dagster say of dead runs what is so: nothing else would, if their whole host went down."""
-        for run_id, run in runs.items():
-            if run.status is attempts.RunStatus.STARTED:
-                dead = self.context.instance.get_run_by_id(run_id)
-                if dead is not None and not dead.is_finished:
-                    self.context.instance.report_run_failed(
-                        dead,
-                        "The process of this run is gone: its batch's lock is free. The batch runs again.",
-                    )
+        """Have Dagster say of dead runs what is so: nothing else would, if their whole host went down.
+
+        The batch is being launched again, so none of its runs is alive.
+        """
+        for run_id in runs:
+            dead = self.context.instance.get_run_by_id(run_id)
+            if dead is not None and not dead.is_finished:
+                self.context.instance.report_run_failed(
+                    dead,
+                    "The process of this run is gone: its batch's lock is free. The batch runs again.",
+                )
 
     def _block(self, batch: BatchRow, reason: str, code: str | None) -> None:
         text = batch.last_error or reason
@@ -243,20 +272,20 @@ class _Tick:
         missing = [batch for batch in candidates if batch.batch not in reported]
         if missing:
             self.context.instance.add_dynamic_partitions(
-                self.names.batches, [batch.batch for batch in missing]
+                self.names.batches, sorted(batch.batch for batch in missing)
             )
         self.events.extend(
             dg.AssetMaterialization(
                 self.names.asset_key,
                 partition=batch.batch,
-                metadata=batch_metadata(batch, outcome="reported from the ledger"),
+                metadata=batch_metadata(batch, self.stream.table, outcome="reported from the ledger"),
             )
             for batch in missing
         )
         self.cursor.seen_until = max(_committed(batch) for batch in candidates).isoformat()
 
-    def _report_lag(self, seen: Survey) -> None:
-        passed, numbers = lag_of(self.stream, seen)
+    def _report_lag(self, seen: Survey, plan: Plan | None) -> None:
+        passed, numbers = lag_of(self.stream, seen, plan)
         due = self.now.timestamp() - self.cursor.lag_at >= LAG_REPORT_SECONDS
         if not due or (numbers["lag"] == self.cursor.lag == 0):
             return
@@ -293,16 +322,32 @@ class _Tick:
                 f"{stop.code}: {stop.message}" for stop in self.stops
             )
             self.events.append(stop_evaluation(self.names.asset_key, self.stops))
-        elif self.cursor.stopped:
-            self.events.append(
-                dg.AssetCheckEvaluation(
-                    asset_key=self.names.asset_key,
-                    check_name=COVERAGE,
-                    passed=True,
-                    description="the stop is over; execute the check for the whole proof",
-                )
-            )
-        self.cursor.stopped = bool(self.stops)
+            self.cursor.stopped = True
+
+    def _report_coverage(self, state: StreamState) -> None:
+        """Report the ledger's part of the proof once there is something to prove, and when a stop is over.
+
+        Never over a proof that somebody asked for.
+        """
+        first = bool(state.recently_committed) and not self.cursor.shown
+        if self.stops or not (self.cursor.stopped or first):
+            return
+        check = dg.AssetCheckKey(self.names.asset_key, COVERAGE)
+        if (
+            self.cursor.stopped
+            or self.context.instance.get_latest_asset_check_evaluation_record(check) is None
+        ):
+            with self.runtime.warehouse.reading(LOCK_SECONDS) as connection:
+                self.events.append(ledger_evaluation(self.names.asset_key, connection, self.stream.name))
+        self.cursor.stopped, self.cursor.shown = False, bool(state.recently_committed)
+
+    def _sweep(self) -> None:
+        if self.now.timestamp() - self.cursor.swept_at < SWEEP_SECONDS:
+            return
+        # Another stream's sensor, or a run that is ending, may remove the same files just now.
+        with suppress(FileNotFoundError):
+            sweep_stream(self.runtime.warehouse, self.stream.name, now=self.now, timeout=LOCK_SECONDS)
+        self.cursor.swept_at = self.now.timestamp()
 
 
 def _committed(batch: BatchRow) -> datetime:

@@ -48,7 +48,9 @@ def produce(
     config: Mapping[str, object] | None = None,
 ) -> list[Place]:
     """Produce records, where a bare value stands for its record; returns (partition, offset) of each."""
-    producer = Producer({"bootstrap.servers": bootstrap, "acks": "all", "linger.ms": 5, **(config or {})})
+    producer = Producer(
+        {"bootstrap.servers": bootstrap, "enable.idempotence": True, "linger.ms": 5, **(config or {})}
+    )
     return _send(producer, topic, records, partition)
 
 
