@@ -5,7 +5,7 @@ INSTALLED := $(VENV)/.installed
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help dev demo test check bench clean
+.PHONY: help dev demo test check bench bench-receiver clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-6s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -27,6 +27,9 @@ check: $(INSTALLED) ## lint, format, types and all tests: what CI runs
 
 bench: $(INSTALLED) ## the measurements behind what is claimed about speed
 	$(BIN)/python -m benchmarks $(ARGS)
+
+bench-receiver: $(INSTALLED) ## Spark's older Receiver beside the direct way, under 100 kills
+	$(BIN)/python -m benchmarks.receiver $(ARGS)
 
 clean: ## remove the environment, the demo and caches; data/ and .dagster/ stay
 	rm -rf $(VENV) .demo dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -133,7 +133,14 @@ def _conditions(results: dict[str, Any]) -> str:
     )
     return (
         f"Measured {results['measured_at']} at scale {results['scale']:g}, median of {results['rounds']}, in"
-        f" {results['took_seconds'] / 60:.0f} minutes, on {here['cores']} cores ({here['processor']}),"
-        f" {here['memory_gib']} GiB, {here['system']}, Python {here['python']}, the broker"
-        f" (Apache Kafka {results['versions']['Apache Kafka']}) on the same machine. {versions}."
+        f" {results['took_seconds'] / 60:.0f} minutes, on {told(here)}, the broker (Apache Kafka"
+        f" {results['versions']['Apache Kafka']}) on the same machine. {versions}."
+    )
+
+
+def told(here: dict[str, Any]) -> str:
+    """A machine in words."""
+    return (
+        f"{here['cores']} cores ({here['processor']}), {here['memory_gib']} GiB, {here['system']},"
+        f" Python {here['python']}"
     )

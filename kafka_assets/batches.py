@@ -22,7 +22,7 @@ from kafka_assets.staging import StagedDamagedError, StagedSlice, open_staged, s
 from kafka_assets.warehouse import CommitUnknownError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     import pyarrow as pa
 
@@ -87,8 +87,11 @@ def stage_slices(
     slices: Sequence[Sequence[PlannedRange]],
     *,
     name: str,
+    should_stop: Callable[[], bool] | None = None,
 ) -> list[StagedSlice]:
     """Fetch slices, a thread each, into staged files `<generation>-<name>-<slice>`.
+
+    `should_stop` is asked several times a second; True ends the fetch with an error.
 
     Raises:
         KafkaAssetsError: As the fetch or the decoding of any slice did; the other slices are stopped.
@@ -106,7 +109,7 @@ def stage_slices(
                 ranges,
                 stall_timeout=stream.stall_timeout,
                 on_data_loss=stream.on_data_loss,
-                should_stop=lambda: failed,
+                should_stop=lambda: failed or (should_stop is not None and should_stop()),
             )
             return stage(reader, fmt, directory, f"{batch.generation}-{name}-{index}")
         except BaseException:

@@ -144,7 +144,8 @@ def _tiling(con: duckdb.DuckDBPyConnection, stream: str) -> Iterator[str]:
         if start is None:
             yield f"{where}: the ledger has no position for it."
         elif low != start:
-            yield f"{where}: {'leaves a gap after' if low > start else 'overlaps what ends at'} offset {start}."
+            flaw = "leaves a gap after" if low > start else "overlaps what ends at"
+            yield f"{where}: {flaw} offset {start}."
         else:
             yield f"{where}: is the last one planned, but the plan ends at offset {end}."
 

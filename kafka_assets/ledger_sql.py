@@ -558,7 +558,7 @@ WHERE _kafka_batch IS NULL OR _kafka_topic IS NULL OR _kafka_partition IS NULL O
 """
 
 TABLE_FLAWS = """
--- Distinct offsets are counted as bits of 64 neighbours, which takes a 64th of the memory a set of them would.
+-- Distinct offsets are counted as bits of 64 neighbours, in a 64th of the memory that a set would take.
 WITH cells AS (
     SELECT
         _kafka_batch AS batch, _kafka_topic AS topic, _kafka_partition AS "partition",

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from kafka_assets import ledger, planning
+from kafka_assets import ledger, ledger_sql, planning
 from kafka_assets.config import Assignment
+from kafka_assets.errors import ConfigInvalidError, TableTakenError
 from kafka_assets.formats import get_format
 from kafka_assets.starting import resolve_starts, timestamps_to_find
 
@@ -196,6 +197,43 @@ def record(
             for key in keys:
                 ledger.claim_attempt(connection, stream.name, key, 0, now)
     return keys
+
+
+def check_table(stream: StreamConfig, warehouse: Warehouse) -> None:
+    """Check, before anything is planned, that `record` would not be refused for the stream's table.
+
+    Raises:
+        TableTakenError: The table is another stream's, or is there and no stream made it.
+        ConfigInvalidError: The stream's rows are in another table.
+        WarehouseInvalidError: The table no longer fits.
+    """
+    table = stream.table
+    schema = table.schema or "main"
+    named = {"schema": schema, "name": table.name}
+    with warehouse.reading() as connection:
+        if connection is None:
+            return
+        state = ledger.read_stream(connection, stream.name)
+        known = state.table
+        if known and known.lower().removeprefix("main.") == f"{schema}.{table.name}".lower().removeprefix(
+            "main."
+        ):
+            ledger.check_table(connection, table, get_format(stream.format).columns)
+            return
+        has_ledger = ledger.has_ledger(connection)
+        owners = connection.execute(ledger_sql.TABLE_OWNER, named).fetchall() if has_ledger else []
+        columns = connection.execute(ledger_sql.TABLE_COLUMNS, named).fetchall()
+    if known:
+        raise ConfigInvalidError(
+            f"stream {stream.name} has its rows in table {known}, but the streams file now says {table}. Rows of a"
+            f" stream are in one table, so nothing is planned. Set `table: {known}`."
+        )
+    if owners or columns:
+        whose = f"belongs to stream {owners[0][0]}" if owners else "is there already and no stream made it"
+        raise TableTakenError(
+            f"table {table}, which stream {stream.name} is to fill, {whose}, so nothing is planned. Name another"
+            " table with `table:`."
+        )
 
 
 def utc_now() -> datetime:

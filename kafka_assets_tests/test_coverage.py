@@ -158,13 +158,18 @@ TAMPERINGS = {
         ["batch {0}, orders[0] [0, 200): " + DIGEST_DIFFERS],
     ),
     "two values exchanged": (
-        "UPDATE orders SET _kafka_value = CASE _kafka_offset WHEN 100 THEN 'v101' ELSE 'v100' END::BLOB"
-        " WHERE _kafka_offset IN (100, 101)",
+        (
+            "UPDATE orders SET _kafka_value = CASE _kafka_offset WHEN 100 THEN 'v101' ELSE 'v100' END::BLOB"
+            " WHERE _kafka_offset IN (100, 101)"
+        ),
         ["batch {0}, orders[0] [0, 200): " + DIGEST_DIFFERS],
     ),
     "a dropped record declared undeliverable": (
-        "DELETE FROM orders WHERE _kafka_offset = 100; UPDATE kafka_assets_ledger.offset_ranges"
-        " SET loaded = loaded - 1, undeliverable = undeliverable + 1 WHERE batch = '{0}' AND partition = 0",
+        (
+            "DELETE FROM orders WHERE _kafka_offset = 100; UPDATE kafka_assets_ledger.offset_ranges"
+            " SET loaded = loaded - 1, undeliverable = undeliverable + 1"
+            " WHERE batch = '{0}' AND partition = 0"
+        ),
         ["batch {0}, orders[0] [0, 200): " + SUM_DIFFERS],
     ),
     "an outcome changed": (
@@ -186,7 +191,10 @@ TAMPERINGS = {
         ],
     ),
     "a range shortened": (
-        "UPDATE kafka_assets_ledger.offset_ranges SET until_offset = 199 WHERE batch = '{0}' AND partition = 0",
+        (
+            "UPDATE kafka_assets_ledger.offset_ranges SET until_offset = 199"
+            " WHERE batch = '{0}' AND partition = 0"
+        ),
         [
             "the skipped stretch, orders[0] [200, 230) of incarnation 0: leaves a gap after offset 199.",
             "batch {0}, orders[0] [0, 199): its classes hold 200 offsets of 199.",
@@ -205,8 +213,10 @@ TAMPERINGS = {
         "UPDATE kafka_assets_ledger.positions SET planned_until = 60 WHERE partition = 1",
         [
             "orders[1] [5, 60) of incarnation 0: the classes hold 45 offsets of 55.",
-            "batch {0}, orders[1] [5, 50) of incarnation 0: is the last one planned, but the plan ends at"
-            " offset 60.",
+            (
+                "batch {0}, orders[1] [5, 50) of incarnation 0: is the last one planned,"
+                " but the plan ends at offset 60."
+            ),
         ],
     ),
     "a position gone": (
@@ -218,9 +228,12 @@ TAMPERINGS = {
         ["batch {0}, orders[0] [0, 200): 4 offsets count as lost, 0 are written down in losses."],
     ),
     "a record in quarantine that does not count": (
-        "INSERT INTO kafka_assets_ledger.quarantine BY NAME SELECT 'orders' AS stream, 'orders' AS _kafka_topic,"
-        " 0 AS _kafka_partition, 7 AS _kafka_offset, '{0}' AS _kafka_batch, now() AS _ingested_at,"
-        " 'decode' AS stage, 'bad' AS error",
+        (
+            "INSERT INTO kafka_assets_ledger.quarantine BY NAME"
+            " SELECT 'orders' AS stream, 'orders' AS _kafka_topic, 0 AS _kafka_partition,"
+            " 7 AS _kafka_offset, '{0}' AS _kafka_batch, now() AS _ingested_at,"
+            " 'decode' AS stage, 'bad' AS error"
+        ),
         ["batch {0}, orders[0] [0, 200): 0 records count as quarantined, the quarantine holds 1."],
     ),
 }
@@ -229,7 +242,7 @@ TAMPERINGS = {
 @pytest.mark.parametrize("what", TAMPERINGS)
 @pytest.mark.parametrize("cells", [coverage.CELLS_AT_ONCE, 1])
 def test_tampering_is_found_and_named(warehouse, keys, what, cells, monkeypatch):
-    """Whatever is changed by hand, the proof fails with sentences that name batch and range, in blocks too."""
+    """Whatever is changed by hand, the proof fails and names batch and range, in blocks too."""
     monkeypatch.setattr(coverage, "CELLS_AT_ONCE", cells)
     statement, said = TAMPERINGS[what]
     run(warehouse, statement.format(*keys))
@@ -254,5 +267,5 @@ def test_distinct_offsets_at_the_edges_of_blocks(warehouse):
     (key,) = record(warehouse, plan_of({}, part), version=0)
     commit(warehouse, key, [staged_of(part)])
     assert verify(warehouse).ok
-    run(warehouse, "UPDATE orders SET _kafka_offset = 1 << 40 WHERE _kafka_offset = (1 << 40) + 63")
+    run(warehouse, "UPDATE orders SET _kafka_offset = 1099511627776 WHERE _kafka_offset = 1099511627839")
     assert "offset that another has" in verify(warehouse).problems[0]

@@ -135,6 +135,19 @@ def test_a_range_of_aborted_records_alone_ends(bootstrap, topic, produce, start,
     assert (evidence.records, evidence.gaps, evidence.undeliverable) == (0, 1, until - start)
 
 
+@pytest.mark.parametrize("without", ["_on_end", "_look_at_positions"])
+def test_either_proof_of_an_end_suffices(bootstrap, topic, produce, monkeypatch, without):
+    """The end-of-partition event and the consumer's position each end a range whose rest is undeliverable."""
+    monkeypatch.setattr(RangeReader, without, lambda *_: False)
+    name = topic(partitions=2)
+    produce(name, values(3), 0)
+    produce_transaction(bootstrap, name, values(5), "abort", 0)
+    produce_transaction(bootstrap, name, values(5), "commit", 1)
+    table, evidence = fetch(bootstrap, [planned(name, 0, 1, 9), planned(name, 1, 0, 6)])
+    assert table.num_rows == 2 + 5
+    assert {one.end_proof for one in evidence} == {"position" if without == "_on_end" else "eof"}
+
+
 def test_compacted_offsets_are_undeliverable_also_at_the_end(bootstrap, topic, produce):
     """What compaction took out is undeliverable, in the middle of a range and where a range ends."""
     name = topic(

@@ -17,7 +17,7 @@ spawn = multiprocessing.get_context("spawn")
 def test_a_killed_writer_leaves_rows_and_ledger_in_agreement(tmp_path, size):
     """A process that plans, commits and replays is killed at random moments; each time all of it holds."""
     warehouse = support.warehouse_at(tmp_path)
-    choice = random.Random(size)
+    choice = random.Random(size)  # noqa: S311  moments, not secrets
     planned, committed = set(), set()
     for _ in range(6):
         ours, theirs = spawn.Pipe()

@@ -68,7 +68,7 @@ def test_parameters(reader, sql, params):
 
 
 def test_values_are_what_python_has_for_them(reader):
-    """Sums are integers, times are aware, lists and structs are lists and dicts, equal column names no trouble."""
+    """Sums are integers, times aware, lists and structs lists and dicts; column names may repeat."""
     row = reader.sql(
         "SELECT sum(i), TIMESTAMPTZ '2026-11-23 00:00:00+00', [1], {'a': 1}, NULL::HUGEINT, 1 AS x, 2 AS x"
         " FROM t"

@@ -16,6 +16,7 @@ from kafka_assets import ledger
 from kafka_assets.config.values import TableName
 from kafka_assets.digest import DIGEST_FUNCTION, digest_expression
 from kafka_assets.evidence import RangeEvidence
+from kafka_assets.formats import Column
 from kafka_assets.offsets import OffsetRange, PlannedRange, TopicPartition
 from kafka_assets.planning import Loss, Plan, Position
 from kafka_assets.warehouse import Warehouse
@@ -30,12 +31,6 @@ if TYPE_CHECKING:
 STREAM = "orders"
 TABLE = TableName(schema=None, name="orders")
 NOW = datetime(2026, 11, 23, 14, 5, 12, 42000, tzinfo=UTC)
-
-
-@dataclass(frozen=True, slots=True)
-class Column:
-    name: str
-    type: str
 
 
 RAW = (Column("_kafka_value", "BLOB"),)
@@ -56,6 +51,8 @@ STAGED_SCHEMA = pa.schema(
 
 @dataclass(frozen=True, slots=True)
 class StagedRange:
+    """What is read of the real one."""
+
     evidence: RangeEvidence
     digest: int | None
     digest_function: str
@@ -63,6 +60,8 @@ class StagedRange:
 
 @dataclass(frozen=True, slots=True)
 class StagedSlice:
+    """What is read of the real one."""
+
     rows: int
     ranges: tuple[StagedRange, ...]
 
@@ -155,7 +154,7 @@ def staged_of(
             table = rows_of(piece.range, missing={*missing, *gone}, value=value)
             offsets = table["_kafka_offset"].to_pylist()
             con.register("piece", table)
-            ((digest,),) = con.execute(f"SELECT {digest_expression(['_kafka_value'])} FROM piece").fetchall()
+            digest = con.sql("FROM piece").aggregate(digest_expression(["_kafka_value"])).fetchall()[0][0]
             inside = {
                 offset for offset in missing if piece.range.from_offset <= offset < piece.range.until_offset
             }
@@ -177,7 +176,7 @@ def staged_of(
     return StagedSlice(whole.num_rows, tuple(ranges)), whole
 
 
-def commit(
+def commit(  # noqa: PLR0913  what tests vary
     warehouse: Warehouse,
     batch: str,
     slices: Sequence[tuple[StagedSlice, pa.Table]],

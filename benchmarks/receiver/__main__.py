@@ -33,7 +33,7 @@ _VALUE_BYTES = 100
 _KEY_BYTES = 8
 _KILLS = 100
 _RATE = 10_000
-_BATCH_RECORDS = 5_000
+_BATCH_RECORDS = 10_000
 _LIFE_SECONDS = 3.0
 _TIMEOUT = 600.0
 _WAYS = {"memory": "Receiver, without its log", "log": "Receiver, with its log", "direct": f"direct ({OURS})"}
@@ -159,9 +159,8 @@ def _tables(results: dict[str, Any]) -> str:
     ]
     heads = ("way", "records/s", "logged per byte", "written per byte", "CPU", "peak memory")
     conditions = (
-        f"Measured {results['measured_at']} in {results['took_seconds'] / 60:.0f} minutes on"
-        f" {here['cores']} cores ({here['processor']}), {here['memory_gib']} GiB, Python {here['python']}, the"
-        f" broker on the same machine. Blocks of {BLOCK_SECONDS * 1000:g} ms, batches of {BATCH_SECONDS:g} s,"
+        f"Measured {results['measured_at']} in {results['took_seconds'] / 60:.0f} minutes on {report.told(here)},"
+        f" the broker on the same machine. Blocks of {BLOCK_SECONDS * 1000:g} ms, batches of {BATCH_SECONDS:g} s,"
         f" offsets committed by the client every {AUTO_COMMIT_SECONDS:g} s where there is no log."
     )
     kill_title = f"{kills} kills each, {results['rate']:,} records a second coming in"

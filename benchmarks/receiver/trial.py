@@ -106,7 +106,7 @@ def endure(lives: Lives, kills: int, folder: Path, env: Mapping[str, str], name:
             )
         try:
             if lives.says_ready:
-                _await_ready(process, words)
+                _await_ready(process, words, name)
             process.wait(timeout=moment.uniform(*lives.moments))
         except subprocess.TimeoutExpired:
             killed += 1
@@ -122,7 +122,7 @@ def endure(lives: Lives, kills: int, folder: Path, env: Mapping[str, str], name:
     return killed
 
 
-def _await_ready(process: subprocess.Popen[bytes], words: Path) -> None:
+def _await_ready(process: subprocess.Popen[bytes], words: Path, name: str) -> None:
     """Wait until a process has said that it works, or has ended.
 
     Raises:
@@ -131,7 +131,7 @@ def _await_ready(process: subprocess.Popen[bytes], words: Path) -> None:
     deadline = time.monotonic() + _READY_SECONDS
     while process.poll() is None and b"ready\n" not in words.read_bytes():
         if time.monotonic() > deadline:
-            raise TimeoutError(f"{process.args} was not ready within {_READY_SECONDS:g} s")
+            raise TimeoutError(f"{name} was not ready within {_READY_SECONDS:g} s")
         time.sleep(0.01)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import nullcontext, redirect_stdout
 from typing import IO, NoReturn
 
 import click
@@ -14,13 +15,20 @@ from kafka_assets.config import parse_duration
 from kafka_assets.errors import KafkaAssetsError, UsageInvalidError
 
 INTERRUPTED = 130
+NOBODY_READS = 141
+HELP = ("-h", "--help")
 NOT_YET = ("backfill", "reset", "expire", "rename", "quarantine", "init")
 
 
 def main() -> NoReturn:
     """Run the command line and exit with its code."""
-    with answers_only_on_stdout() as out:
-        code = run(sys.argv[1:], out)
+    code = NOBODY_READS
+    try:
+        with answers_only_on_stdout() as out:
+            code = run(sys.argv[1:], out)
+    except BrokenPipeError:
+        # Whoever read the answer, `head` perhaps, has had enough of it.
+        pass
     sys.exit(code)
 
 
@@ -30,8 +38,13 @@ def run(arguments: list[str], out: IO[str]) -> int:
     session = Session(None, as_json, out)
     try:
         session.config_path, rest = _take_global(arguments)
-        cli.main(args=rest, prog_name="kafka-assets", standalone_mode=False, obj=session)
+        # Click prints help by itself, to a stdout that is not for answers.
+        helps = redirect_stdout(out) if any(word in HELP for word in rest) else nullcontext()
+        with helps:
+            cli.main(args=rest, prog_name="kafka-assets", standalone_mode=False, obj=session)
     except click.exceptions.NoArgsIsHelpError as shown:
+        if as_json:
+            return _fail(session, UsageInvalidError("no command was given (see `kafka-assets --help`)"))
         out.write(f"{shown.format_message()}\n")
         return UsageInvalidError.exit_code
     except click.ClickException as error:
@@ -41,6 +54,10 @@ def run(arguments: list[str], out: IO[str]) -> int:
     except (KeyboardInterrupt, click.Abort):
         session.say("interrupted: what was committed stays, the rest is as it was; run it again to go on")
         return INTERRUPTED
+    except BrokenPipeError:
+        raise
+    except Exception as error:  # noqa: BLE001  whoever reads the answer gets one, whatever happens
+        return _fail(session, session.unexpected(error))
     return session.exit_code
 
 
@@ -109,7 +126,12 @@ def plan(session: Session, streams: tuple[str, ...]) -> None:
 
 @cli.command()
 @STREAMS
-@click.option("--timeout", callback=_seconds, metavar="DURATION", help="Stop planning and running batches after this long.")
+@click.option(
+    "--timeout",
+    callback=_seconds,
+    metavar="DURATION",
+    help="Stop planning and running batches after this long.",
+)
 @click.pass_obj
 def ingest(session: Session, streams: tuple[str, ...], timeout: float | None) -> None:
     """Plan and run batches up to the log ends seen now."""
@@ -201,6 +223,7 @@ def _refuse(name: str) -> click.Command:
     @click.command(
         name,
         hidden=True,
+        add_help_option=False,
         context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
     )
     def refused() -> None:

@@ -11,10 +11,10 @@ from rich.table import Table
 
 from kafka_assets import coverage, ledger
 from kafka_assets.cli.progress import progress_for
-from kafka_assets.errors import KafkaAssetsError, ProofFailedError, error_from_text
+from kafka_assets.errors import KafkaAssetsError, ProofFailedError, TopicMissingError, error_from_text
 from kafka_assets.formats import get_format
 from kafka_assets.offsets import TopicPartition
-from kafka_assets.planner import propose, survey, utc_now
+from kafka_assets.planner import check_table, propose, survey, utc_now
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -39,6 +39,7 @@ def plan(session: Session, names: Sequence[str]) -> None:
         with session.log(stream) as log:
             seen = survey(stream, session.warehouse, log)
             proposed = propose(stream, seen, log, now=utc_now())
+        check_table(stream, session.warehouse)
         ranges = proposed.batches[0] if proposed.batches else ()
         answer: dict[str, Any] = {"batch": None, "reason": proposed.reason}
         if ranges:
@@ -64,9 +65,8 @@ def plan(session: Session, names: Sequence[str]) -> None:
         return
     for name, answer in answers.items():
         if answer["batch"] is None:
-            session.console.print(
-                f"{name}: no batch. {answer['reason'] or ''}", markup=False, highlight=False
-            )
+            if answer["reason"]:
+                session.console.print(f"{name}: no batch. {answer['reason']}", markup=False, highlight=False)
             continue
         rows = [
             [row[key] for key in ("topic", "partition", "from", "until")] for row in answer["batch"]["ranges"]
@@ -134,6 +134,11 @@ def status(session: Session, names: Sequence[str]) -> None:
             with session.log(stream) as log:
                 found = log.topic_partitions(stream.selection)
                 bounds = log.bounds(found.partitions)
+            if found.missing:
+                answer["error"] = TopicMissingError(
+                    f"{', '.join(found.missing)} is not there, or may not be seen with these credentials."
+                    f" `kafka-assets plan {stream.name}` says what follows from it."
+                )
         except KafkaAssetsError as error:
             answer["error"] = error
         answer["partitions"] = _status_rows(positions, bounds)
@@ -159,6 +164,8 @@ def status(session: Session, names: Sequence[str]) -> None:
         "lag",
     )
     for name, answer in answers.items():
+        if answer["table"] is None:
+            continue
         counts = ", ".join(f"{count:,} {state}" for state, count in answer["batches"].items())
         rows = [[row[column] for column in columns] for row in answer["partitions"]]
         session.console.print(_table(f"{name} into {answer['table']}: batches {counts}", columns, rows))
@@ -234,6 +241,8 @@ def verify(session: Session, names: Sequence[str]) -> None:
         session.answer({"ok": all(answer["ok"] for answer in answers.values()), "streams": answers})
         return
     for name, answer in answers.items():
+        if answer["error"] and not answer["problems"]:
+            continue
         session.console.print(coverage_table(name, answer["partitions"]))
         for problem in answer["problems"]:
             session.console.print(f"  {problem}", style="red", markup=False)
@@ -357,7 +366,8 @@ def _first_error(texts: Iterable[str]) -> KafkaAssetsError:
 
 
 def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold")
+    # A title wider than its table would be wrapped.
+    table = Table(title=title, title_justify="left", title_style="bold", min_width=len(title))
     for index, column in enumerate(columns):
         numeric = bool(rows) and all(isinstance(row[index], int | float | None) for row in rows)
         table.add_column(column, justify="right" if numeric else "left", no_wrap=True, overflow="ellipsis")

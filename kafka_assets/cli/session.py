@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 import os
 import sys
+import traceback
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from kafka_assets.config import load_config
-from kafka_assets.errors import KafkaAssetsError
+from kafka_assets.errors import KafkaAssetsError, RunFailedError
+from kafka_assets.interrupts import interruptible
 from kafka_assets.log import KafkaLog
 from kafka_assets.warehouse import Warehouse
 
@@ -87,9 +88,14 @@ class Session:
         answers: dict[str, dict[str, Any]] = {}
         for stream in streams:
             try:
-                answer = work(stream)
+                with interruptible():
+                    answer = work(stream)
             except KafkaAssetsError as error:
                 answer = {**empty, "error": error}
+            except BrokenPipeError:
+                raise
+            except Exception as error:  # noqa: BLE001  the other streams go on
+                answer = {**empty, "error": self.unexpected(error)}
             failed = answer.get("error")
             if isinstance(failed, KafkaAssetsError):
                 self.worsen(failed.exit_code)
@@ -118,6 +124,14 @@ class Session:
         """Write a line about the work going on, not part of the answer, to stderr."""
         self.errors.print(text, markup=False)
 
+    def unexpected(self, error: Exception) -> RunFailedError:
+        """Return an error for one that has no code, after its traceback went to stderr."""
+        traceback.print_exception(error)
+        return RunFailedError(
+            f"{type(error).__name__}: {error}. What is committed stays, the rest is as it was. The traceback on"
+            " stderr says where it happened; if nothing around explains it, it is a defect of kafka_assets."
+        )
+
     def show_error(self, error: KafkaAssetsError, stream: str | None = None) -> None:
         where = f"stream {stream}: " if stream else ""
         self.errors.print(f"{where}{error.code}: {error.message}", style="red", markup=False)
@@ -136,11 +150,3 @@ def answers_only_on_stdout() -> Iterator[IO[str]]:
         sys.stdout.flush()
         os.dup2(kept, 1)
         os.close(kept)
-
-
-def rfc3339(moment: Any) -> str | None:  # noqa: ANN401  a datetime, or what a database has for none
-    return moment.isoformat().replace("+00:00", "Z") if moment is not None else None
-
-
-def here() -> Path:
-    return Path.cwd()

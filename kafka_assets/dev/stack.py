@@ -26,6 +26,8 @@ BOOTSTRAP = "KAFKA_BOOTSTRAP_SERVERS"
 DEMO_FOLDER = ".demo"
 DEMO_ORDERS = 100_000
 PARTITIONS = 6
+RETENTION_BYTES = str(256 * 1024**2)
+"""Of each partition: a log that is fed for days stays small, and drops what was read long ago."""
 HEAD = 5
 
 DEMO_STREAMS = """\
@@ -94,6 +96,7 @@ def demo(session: Session) -> int:
 def dev(session: Session, *, rate: int) -> int:
     """Run a local Kafka, its feeder and `dagster dev` until interrupted; all end together."""
     from kafka_assets.dev.sample import feed  # noqa: PLC0415  needs the dev extra
+    from kafka_assets.orchestration.execution import open_instance  # noqa: PLC0415  imports Dagster
 
     folder = session.config.path.parent
     stop = threading.Event()
@@ -108,11 +111,13 @@ def dev(session: Session, *, rate: int) -> int:
         session.say(
             f"local Kafka at {kafka.bootstrap_servers}, {rate} orders a second into {', '.join(topics)}"
         )
+        # Made here, before the processes of Dagster would all make it at once.
+        open_instance(folder).dispose()
         session.say("opening Dagster; its address follows below, Ctrl-C ends everything")
         process = subprocess.Popen(  # noqa: S603  our own words
             _dagster_dev(folder),
             cwd=folder,
-            env={**os.environ, "DAGSTER_HOME": str(folder)},
+            env={"DAGSTER_HOME": str(folder), **os.environ},
             start_new_session=True,
         )
         try:
@@ -139,7 +144,7 @@ def _topics(session: Session, kafka: LocalKafka) -> list[str]:
     with KafkaLog({"bootstrap.servers": kafka.bootstrap_servers}) as log:
         missing = log.topic_partitions(Topics(tuple(sorted(wanted)))).missing
     for topic in missing:
-        create_topic(kafka.bootstrap_servers, topic, PARTITIONS)
+        create_topic(kafka.bootstrap_servers, topic, PARTITIONS, {"retention.bytes": RETENTION_BYTES})
     return sorted(wanted)
 
 

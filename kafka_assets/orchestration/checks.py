@@ -6,6 +6,7 @@ import dagster as dg
 
 from kafka_assets import coverage
 from kafka_assets.formats import get_format
+from kafka_assets.ledger import has_ledger
 from kafka_assets.planner import survey
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ def ledger_evaluation(
     key: dg.AssetKey, connection: "duckdb.DuckDBPyConnection | None", stream: str
 ) -> dg.AssetCheckEvaluation:
     """Return the part of the coverage proof that the ledger's numbers give: the classes add up to the offsets."""
-    partitions = coverage.coverage(connection, stream)
+    partitions = coverage.coverage(connection, stream) if connection and has_ledger(connection) else ()
     flaws = [
         f"{one.topic}[{one.partition}] [{one.from_offset}, {one.until_offset}): {accounted} offsets are accounted for"
         for one in partitions

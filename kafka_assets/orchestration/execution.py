@@ -24,11 +24,13 @@ from dagster._core.remote_origin import (
 )
 from dagster._core.snap import snapshot_from_execution_plan
 from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
+from dagster._core.utils import make_new_run_id
 from dagster._core.workspace.load import location_origins_from_yaml_paths
 
-from kafka_assets.errors import UsageInvalidError
+from kafka_assets.errors import ConfigInvalidError, UsageInvalidError
+from kafka_assets.interrupts import interruptible
 from kafka_assets.orchestration.factory import build_definitions_of
-from kafka_assets.orchestration.liveness import release
+from kafka_assets.orchestration.liveness import host_tag, release
 from kafka_assets.orchestration.naming import PARTITION_TAG, STREAM_TAG
 
 if TYPE_CHECKING:
@@ -65,6 +67,7 @@ def open_instance(folder: Path) -> dg.DagsterInstance:
 
     Raises:
         UsageInvalidError: There is neither.
+        ConfigInvalidError: Dagster cannot use it.
     """
     home = Path(os.environ.get("DAGSTER_HOME") or folder)
     settings = home / "dagster.yaml"
@@ -74,8 +77,20 @@ def open_instance(folder: Path) -> dg.DagsterInstance:
             " dagster.yaml. Set DAGSTER_HOME to your instance's folder, or put a dagster.yaml beside the streams"
             " file."
         )
-    with _one_at_a_time(settings):
-        return dg.DagsterInstance.from_config(str(home))
+    if not (home.is_absolute() and home.is_dir()):
+        raise ConfigInvalidError(
+            f"DAGSTER_HOME is {str(home)!r}, and Dagster asks for the absolute path of a folder that exists. Nothing"
+            " was done. Correct it, or make the folder."
+        )
+    try:
+        with _one_at_a_time(settings):
+            return dg.DagsterInstance.from_config(str(home))
+    except Exception as error:
+        # Of many kinds: Dagster's own, the YAML parser's, its storage's.
+        raise ConfigInvalidError(
+            f"Dagster cannot use the instance that {settings} describes, so no run could be recorded and nothing"
+            f" was done: {error}"
+        ) from error
 
 
 @contextmanager
@@ -120,9 +135,10 @@ class RunExecutor:
         """Execute a run of one batch to its end and return it, successful or not."""
         names = self._runtime.names(stream)
         self._instance.add_dynamic_partitions(names.batches, [batch])
-        run = self._create_run(names, batch, {**(tags or {}), PARTITION_TAG: batch, STREAM_TAG: stream.name})
+        run = self._create_run(names, {**(tags or {}), PARTITION_TAG: batch, STREAM_TAG: stream.name})
         try:
-            execute_run(InMemoryJob(self._job), run, self._instance, raise_on_error=False)
+            with interruptible():
+                execute_run(InMemoryJob(self._job), run, self._instance, raise_on_error=False)
         finally:
             release(stream.name, batch)
         finished = self._instance.get_run_by_id(run.run_id)
@@ -130,16 +146,19 @@ class RunExecutor:
             raise UsageInvalidError(f"run {run.run_id} was deleted from the Dagster instance while it ran")
         return finished
 
-    def _create_run(self, names: Names, batch: str, tags: dict[str, str]) -> dg.DagsterRun:
+    def _create_run(self, names: Names, tags: dict[str, str]) -> dg.DagsterRun:
         # The asset alone, without its checks: `verify` proves all batches at once.
         selection, checks = frozenset({names.asset_key}), frozenset[dg.AssetCheckKey]()
         job = self._job.get_subset(asset_selection=selection, asset_check_selection=checks)
+        # From its first moment it is a run of this host, so that one killed before its start counts as dead.
+        run_id = make_new_run_id()
+        tags = {**tags, **host_tag(run_id)}
         plan = create_execution_plan(job, run_config=RUN_CONFIG, tags=tags)
         return self._instance.create_run(
             job_name=job.name,
-            run_id=None,
+            run_id=run_id,
             run_config=RUN_CONFIG,
-            status=None,
+            status=dg.DagsterRunStatus.STARTING,
             tags=tags,
             root_run_id=None,
             parent_run_id=None,

@@ -5,6 +5,7 @@ While one batch commits, the next is fetched ahead by a thread: the insert leave
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -121,6 +122,7 @@ class _Drain:
         self._result = result
         self._pool = ThreadPoolExecutor(1, thread_name_prefix=f"ahead-{stream.name}")
         self._ahead: deque[BatchRow] = deque()
+        self._closing = threading.Event()
         self._failed: set[str] = set()
         self._stops: dict[str, KafkaAssetsError] = {}
 
@@ -143,6 +145,7 @@ class _Drain:
         self._raise_what_remains()
 
     def close(self) -> None:
+        self._closing.set()
         self._pool.shutdown(wait=True, cancel_futures=True)
         for batch in self._ahead:
             withdraw(self._stream.name, batch.batch, batch.generation)
@@ -169,6 +172,7 @@ class _Drain:
                 keys = record(self._stream, self._runtime.warehouse, seen, plan, now=now)
             except PlanConflictError:
                 continue
+            self._result.lost += sum(loss.until_offset - loss.from_offset for loss in plan.losses)
             break
         if keys or not plan.lag or self._stream.max_records_per_partition_per_second is None:
             return None
@@ -202,6 +206,7 @@ class _Drain:
             batch,
             batches.slices_of(batch),
             name="ahead",
+            should_stop=self._closing.is_set,
         )
         offer(self._stream.name, batch.batch, batch.generation, staged)
         self._ahead.append(batch)

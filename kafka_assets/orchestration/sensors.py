@@ -124,7 +124,8 @@ class _Tick:
                 self._request(key, 1)
             self._reconcile([batch for batch in state.open_batches if batch.batch not in planned])
             self._report_unreported(state)
-            self._report_coverage(state)
+            if trouble is None:
+                self._report_coverage(state)
             self._sweep()
         except WarehouseLockedError as locked:
             if not self.requests:
@@ -147,6 +148,7 @@ class _Tick:
         log = self.runtime.log(self.stream)
         seen = survey(self.stream, self.runtime.warehouse, log, timeout=LOCK_SECONDS)
         plan = propose(self.stream, seen, log, now=self.now)
+        recorded: Plan | None = plan
         self.stops.extend(plan.stops)
         self.reason = plan.reason
         try:
@@ -156,14 +158,14 @@ class _Tick:
                 seen,
                 plan,
                 now=self.now,
-                key_floor=self._last_key(),
+                key_floor=self._last_key() if plan.batches else None,
                 claim=True,
                 timeout=LOCK_SECONDS,
             )
         except PlanConflictError:
             self.reason = "another planner was faster; the next tick looks again"
-            keys, plan = (), None
-        self._report_lag(seen, plan)
+            keys, recorded = (), None
+        self._report_lag(seen, recorded)
         return seen.state, keys
 
     def _last_key(self) -> str | None:

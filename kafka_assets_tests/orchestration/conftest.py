@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import dagster as dg
+import pytest
+
+from kafka_assets_tests.orchestration.support import STREAM, Bench, write_streams
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """The instance's folder."""
+    folder = tmp_path / "home"
+    folder.mkdir()
+    (folder / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
+    return folder
+
+
+@pytest.fixture
+def instance(home: Path) -> Iterator[dg.DagsterInstance]:
+    with dg.DagsterInstance.from_config(str(home)) as opened:
+        yield opened
+
+
+@pytest.fixture
+def bench(tmp_path: Path, instance: dg.DagsterInstance, bootstrap: str) -> Callable[..., Bench]:
+    """`bench(topics=[...], max_records_per_batch=10)`: a project with one stream of these options."""
+
+    def make(*, build: dict[str, Any] | None = None, kafka: dict[str, str] | None = None, **options: Any) -> Bench:
+        options = {"interval": "1ms", "stall_timeout": "15s", **options}
+        properties = {"bootstrap.servers": bootstrap, **(kafka or {})}
+        file = write_streams(tmp_path, properties.pop("bootstrap.servers"), {STREAM: options}, **properties)
+        return Bench(file, instance, **(build or {}))
+
+    return make
