@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from kafka_assets import ledger
+from kafka_assets import commits, ledger
 from kafka_assets.errors import BatchUnknownError, KafkaAssetsError, RunFailedError
 from kafka_assets.fetch import RangeReader
 from kafka_assets.formats import get_format
@@ -149,7 +149,7 @@ def commit(
         slices, tables = _open_all(stream, warehouse, batch, staged, run_id)
         try:
             row = _commit_once(stream, warehouse, batch, generation, slices, tables, run_id)
-        except ledger.GenerationMovedError as moved:
+        except commits.GenerationMovedError as moved:
             if generation == 0:
                 return Committed(moved.batch, "found committed")
             if not again:
@@ -180,7 +180,7 @@ def _commit_once(  # noqa: PLR0913  the parts of one transaction, passed on once
     fmt = get_format(stream.format)
     try:
         with warehouse.writing() as connection:
-            return ledger.commit_batch(
+            return commits.commit_batch(
                 connection,
                 stream.name,
                 batch.batch,

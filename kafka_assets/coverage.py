@@ -14,7 +14,8 @@ from kafka_assets import ledger_sql as sql
 from kafka_assets.config.values import TableName
 from kafka_assets.digest import DIGEST_FUNCTION, digest_expression
 from kafka_assets.errors import BatchUnknownError
-from kafka_assets.ledger import check_table, has_ledger, quote_table
+from kafka_assets.ledger import check_table, has_ledger
+from kafka_assets.statements import quote_table
 from kafka_assets.warehouse import literal
 
 if TYPE_CHECKING:

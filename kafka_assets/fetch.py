@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import logging
 import threading
 import time
 from collections import deque
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import compress, pairwise
 from typing import TYPE_CHECKING, Literal, Self
 
@@ -62,6 +63,7 @@ _TRUNCATION_READS = 3
 _TRUNCATION_READ_SECONDS = 1.0
 _RESUME_SECONDS = 0.2
 _LAST_LOOK_SECONDS = 3.0
+_MUCH_BYTES = 32 * 1024**2
 _PARTITION_BITS = 32
 _GC_THRESHOLD = 50_000
 _FAR_MS = np.iinfo(np.int64).max
@@ -160,6 +162,9 @@ class RangeReader:
                         self._moved_at = time.monotonic()
             finally:
                 consumer.close()
+                del consumer
+                if sum(progress.bytes for progress in progresses) > _MUCH_BYTES:
+                    _give_memory_back()
             self._check_topics(log)
         evidence = tuple(progress.evidence() for progress in progresses)
         delivered = sum(one.records for one in evidence)
@@ -512,6 +517,12 @@ def _truncated(progress: RangeProgress, why: str) -> LogTruncatedError:
         " Nothing"
         " of this fetch is used. `kafka-assets reset` goes on in a new incarnation of the topic-partition."
     )
+
+
+def _give_memory_back() -> None:
+    # glibc keeps what freed messages took, for each thread that had some: 1 GB after ten fetches of 200 MB.
+    with suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 _gc_lock = threading.Lock()

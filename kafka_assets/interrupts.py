@@ -30,7 +30,7 @@ def interruptible() -> Iterator[None]:
             yield
         finally:
             signal.set_wakeup_fd(before)
-            if signal.SIGINT in _received(told):
+            if not {signal.SIGINT, signal.SIGTERM}.isdisjoint(_received(told)):
                 raise KeyboardInterrupt
 
 

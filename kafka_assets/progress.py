@@ -22,12 +22,12 @@ class RangeProgress:
     Attributes:
         planned: What is read.
         next: The lowest offset not yet accounted for.
+        bytes: Bytes of keys, values and header values delivered.
         position: How far the consumer says it is; used only to notice that it moves.
         proof: How the end was proven, None before it is.
     """
 
     __slots__ = (
-        "_bytes",
         "_gaps",
         "_lost",
         "_max_ms",
@@ -35,6 +35,7 @@ class RangeProgress:
         "_offset_sum",
         "_records",
         "_undeliverable",
+        "bytes",
         "next",
         "planned",
         "position",
@@ -52,7 +53,7 @@ class RangeProgress:
         self._gaps = 0
         self._undeliverable = 0
         self._lost: list[OffsetRange] = []
-        self._bytes = 0
+        self.bytes = 0
         self._min_ms: int | None = None
         self._max_ms: int | None = None
         self._offset_sum = 0
@@ -92,7 +93,7 @@ class RangeProgress:
 
     def measure(self, size: int, min_ms: int | None, max_ms: int | None) -> None:
         """Add the bytes and the timestamps of records that were delivered."""
-        self._bytes += size
+        self.bytes += size
         if min_ms is not None:
             self._min_ms = min_ms if self._min_ms is None else min(self._min_ms, min_ms)
         if max_ms is not None:
@@ -138,7 +139,7 @@ class RangeProgress:
             gaps=self._gaps,
             undeliverable=self._undeliverable,
             lost=tuple(self._lost),
-            bytes=self._bytes,
+            bytes=self.bytes,
             min_timestamp_ms=self._min_ms,
             max_timestamp_ms=self._max_ms,
             offset_sum=self._offset_sum,

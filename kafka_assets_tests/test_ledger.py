@@ -10,6 +10,7 @@ import duckdb
 import pytest
 
 from kafka_assets import ledger
+from kafka_assets.commits import GenerationMovedError
 from kafka_assets.config.values import TableName
 from kafka_assets.errors import (
     BatchUnknownError,
@@ -19,7 +20,7 @@ from kafka_assets.errors import (
     TableTakenError,
     WarehouseInvalidError,
 )
-from kafka_assets.ledger import GenerationMovedError, PlanConflictError, RangeOutcome
+from kafka_assets.ledger import PlanConflictError, RangeOutcome
 from kafka_assets.offsets import OffsetRange, TopicPartition
 from kafka_assets.planning import Loss, Plan, Position
 from kafka_assets_tests import warehouse_support as support

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from kafka_assets import coverage
+from kafka_assets.commits import GenerationMovedError
 from kafka_assets.errors import RangeUnavailableError
-from kafka_assets.ledger import GenerationMovedError, PlanConflictError
+from kafka_assets.ledger import PlanConflictError
 from kafka_assets.offsets import TopicPartition
 from kafka_assets.planning import Loss
 from kafka_assets_tests import warehouse_support as support

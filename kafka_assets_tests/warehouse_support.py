@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import duckdb
 import pyarrow as pa
 
-from kafka_assets import ledger
+from kafka_assets import commits, ledger
 from kafka_assets.config.values import TableName
 from kafka_assets.digest import DIGEST_FUNCTION, digest_expression
 from kafka_assets.evidence import RangeEvidence
@@ -186,7 +186,7 @@ def commit(  # noqa: PLR0913  what tests vary
     now: datetime = NOW,
 ) -> BatchRow:
     with warehouse.writing() as con:
-        return ledger.commit_batch(
+        return commits.commit_batch(
             con,
             STREAM,
             batch,

@@ -141,7 +141,6 @@ def _env() -> dict[str, str]:
 
 def _tables(results: dict[str, Any]) -> str:
     kills = results["killed"]["direct"]["kills"]
-    here = results["machine"]
     drained = [
         (
             _WAYS[way],
@@ -158,9 +157,10 @@ def _tables(results: dict[str, Any]) -> str:
         for way, one in results["killed"].items()
     ]
     heads = ("way", "records/s", "logged per byte", "written per byte", "CPU", "peak memory")
+    minutes = results["took_seconds"] / 60
     conditions = (
-        f"Measured {results['measured_at']} in {results['took_seconds'] / 60:.0f} minutes on {report.told(here)},"
-        f" the broker on the same machine. Blocks of {BLOCK_SECONDS * 1000:g} ms, batches of {BATCH_SECONDS:g} s,"
+        f"Measured {results['measured_at']} in {minutes:.0f} minutes on {report.told(results['machine'])}, the"
+        f" broker on the same machine. Blocks of {BLOCK_SECONDS * 1000:g} ms, batches of {BATCH_SECONDS:g} s,"
         f" offsets committed by the client every {AUTO_COMMIT_SECONDS:g} s where there is no log."
     )
     kill_title = f"{kills} kills each, {results['rate']:,} records a second coming in"

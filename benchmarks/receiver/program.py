@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import queue
 import sys
 import threading
@@ -196,11 +197,12 @@ def main() -> None:
     driver.recover()
     receiver = Receiver(bootstrap, topic, journal)
     receiver.start()
-    if mode == "serve":
-        while True:
-            time.sleep(BATCH_SECONDS)
-            driver.run(receiver.take())
-    while not receiver.caught_up.wait(BATCH_SECONDS):
+    # Not longer than whoever started it, lest a killed trial leave one behind.
+    parent = os.getppid()
+    while mode == "serve" and os.getppid() == parent:
+        time.sleep(BATCH_SECONDS)
+        driver.run(receiver.take())
+    while mode == "drain" and not receiver.caught_up.wait(BATCH_SECONDS):
         driver.run(receiver.take())
     driver.run(receiver.take())
     driver.close()

@@ -16,7 +16,7 @@ from kafka_assets.errors import KafkaAssetsError, UsageInvalidError
 
 INTERRUPTED = 130
 NOBODY_READS = 141
-HELP = ("-h", "--help")
+HELP = frozenset({"-h", "--help"})
 NOT_YET = ("backfill", "reset", "expire", "rename", "quarantine", "init")
 
 
@@ -36,29 +36,31 @@ def run(arguments: list[str], out: IO[str]) -> int:
     """Run one command, its answer written to `out`; return the exit code."""
     as_json = "--json" in arguments
     session = Session(None, as_json, out)
+    error: KafkaAssetsError
     try:
         session.config_path, rest = _take_global(arguments)
         # Click prints help by itself, to a stdout that is not for answers.
-        helps = redirect_stdout(out) if any(word in HELP for word in rest) else nullcontext()
-        with helps:
+        with nullcontext() if HELP.isdisjoint(rest) else redirect_stdout(out):
             cli.main(args=rest, prog_name="kafka-assets", standalone_mode=False, obj=session)
     except click.exceptions.NoArgsIsHelpError as shown:
-        if as_json:
-            return _fail(session, UsageInvalidError("no command was given (see `kafka-assets --help`)"))
-        out.write(f"{shown.format_message()}\n")
-        return UsageInvalidError.exit_code
-    except click.ClickException as error:
-        return _fail(session, UsageInvalidError(f"{error.format_message()} (see `kafka-assets --help`)"))
-    except KafkaAssetsError as error:
-        return _fail(session, error)
+        if not as_json:
+            out.write(f"{shown.format_message()}\n")
+            return UsageInvalidError.exit_code
+        error = UsageInvalidError("no command was given (see `kafka-assets --help`)")
+    except click.ClickException as refused:
+        error = UsageInvalidError(f"{refused.format_message()} (see `kafka-assets --help`)")
+    except KafkaAssetsError as known:
+        error = known
     except (KeyboardInterrupt, click.Abort):
         session.say("interrupted: what was committed stays, the rest is as it was; run it again to go on")
         return INTERRUPTED
     except BrokenPipeError:
         raise
-    except Exception as error:  # noqa: BLE001  whoever reads the answer gets one, whatever happens
-        return _fail(session, session.unexpected(error))
-    return session.exit_code
+    except Exception as unknown:  # noqa: BLE001  whoever reads the answer gets one, whatever happens
+        error = session.unexpected(unknown)
+    else:
+        return session.exit_code
+    return _fail(session, error)
 
 
 def _take_global(arguments: list[str]) -> tuple[str | None, list[str]]:

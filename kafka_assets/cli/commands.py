@@ -15,6 +15,7 @@ from kafka_assets.errors import KafkaAssetsError, ProofFailedError, TopicMissing
 from kafka_assets.formats import get_format
 from kafka_assets.offsets import TopicPartition
 from kafka_assets.planner import check_table, propose, survey, utc_now
+from kafka_assets.statements import quote_table
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -175,10 +176,16 @@ def _status_rows(
     positions: Sequence[PositionReport], bounds: Mapping[TopicPartition, LogBounds]
 ) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
-    latest = {TopicPartition(one.topic, one.partition): one.incarnation for one in positions}
+    latest = {TopicPartition(one.topic, one.partition): one for one in positions}
+    unplanned = dict(bounds)
     for one in positions:
         at = TopicPartition(one.topic, one.partition)
-        bound = bounds.get(at) if latest[at] == one.incarnation else None
+        bound = bounds.get(at) if latest[at] is one else None
+        if bound and None not in (one.topic_id, bound.topic_id) and one.topic_id != bound.topic_id:
+            # The topic was created again: what the broker has is another log.
+            bound = None
+        if bound:
+            del unplanned[at]
         rows.append(
             {
                 "topic": one.topic,
@@ -196,13 +203,12 @@ def _status_rows(
                 "lag": max(0, bound.end - one.committed_until - one.hole) if bound else None,
             }
         )
-    for partition in sorted(set(bounds) - set(latest)):
-        bound = bounds[partition]
+    for partition, bound in sorted(unplanned.items()):
         rows.append(
             {
                 "topic": partition.topic,
                 "topic_id": bound.topic_id,
-                "incarnation": 0,
+                "incarnation": latest[partition].incarnation + 1 if partition in latest else 0,
                 "partition": partition.partition,
                 "log_start": bound.log_start,
                 "end": bound.end,
@@ -267,7 +273,7 @@ def head(session: Session, name: str, rows: int) -> None:
     with session.warehouse.reading() as connection:
         found = (
             connection.execute(
-                f"SELECT {listed} FROM {ledger.quote_table(stream.table)}"  # noqa: S608  names from the validated streams file
+                f"SELECT {listed} FROM {quote_table(stream.table)}"  # noqa: S608  names from the validated streams file
                 " ORDER BY _kafka_partition, _kafka_offset LIMIT $1",
                 [rows],
             ).fetchall()

@@ -1,14 +1,15 @@
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 
 from kafka_assets import planner
 from kafka_assets.ledger import PlanConflictError
-from kafka_assets.orchestration import sensors
+from kafka_assets.log import KafkaLog
+from kafka_assets.orchestration import runtime, sensors
 from kafka_assets_tests.orchestration.support import STREAM, Bench, child, hold_warehouse, later, write_streams
 from kafka_assets_tests.support.kafka import values
-
-NOWHERE = {"bootstrap.servers": "127.0.0.1:1"}
 
 
 def test_a_tick_plans_batches_and_requests_a_run_for_each(bench, topic, produce):
@@ -143,6 +144,7 @@ def test_without_brokers_planned_batches_are_launched_still(bench, topic, produc
     (batch,) = here.tick().batches
     write_streams(here.folder, "127.0.0.1:1", {STREAM: {"topics": [name]}})
     cut_off = Bench(here.config.path, instance)
+    monkeypatch.setattr(runtime, "KafkaLog", partial(KafkaLog, timeout=1.0))
 
     with pytest.raises(sensors.BrokerUnreachableError, match=r"127\.0\.0\.1:1"):
         cut_off.tick()

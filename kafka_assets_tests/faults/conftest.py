@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from kafka_assets_tests.faults.story import Story
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+
+@pytest.fixture(scope="package")
+def dagster_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One Dagster instance for all stories: it records their runs, and nothing in them depends on it."""
+    home = tmp_path_factory.mktemp("dagster")
+    (home / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
+    return home
+
+
+@pytest.fixture
+def story_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dagster_home: Path
+) -> Iterator[Callable[[str], Story]]:
+    """`story_on(bootstrap)`: a project of its own, reading that Kafka."""
+    monkeypatch.setenv("DAGSTER_HOME", str(dagster_home))
+    monkeypatch.setenv("KAFKA_ASSETS_CONFIG", "")  # the command line sets it, and sets it back here
+    monkeypatch.chdir(tmp_path)
+    told: list[Story] = []
+
+    def make(bootstrap: str) -> Story:
+        told.append(Story(tmp_path, bootstrap, monkeypatch))
+        return told[-1]
+
+    yield make
+    assert [what for one in told for what in one.untold] == [], "what was to happen in a fetch did not"
+
+
+@pytest.fixture
+def story(story_on: Callable[[str], Story], bootstrap: str) -> Story:
+    """A project that reads this session's Kafka."""
+    return story_on(bootstrap)
