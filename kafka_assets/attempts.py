@@ -127,7 +127,7 @@ def decide(
     """
     if batch.lock_held:
         return Wait("a process holds the batch's lock")
-    if any(_is_alive(run, now, batch_timeout) for run in runs):
+    if any(is_alive(run, now, batch_timeout) for run in runs):
         return Wait("a run of it is alive")
     if batch.blocked is not None:
         return Blocked(batch.blocked)
@@ -165,7 +165,7 @@ def backoff(attempts: int) -> float:
     return min(_FIRST_BACKOFF * 2.0 ** min(max(attempts - 1, 0), 10), _LONGEST_BACKOFF)
 
 
-def _is_alive(run: BatchRun, now: float, batch_timeout: float) -> bool:
+def is_alive(run: BatchRun, now: float, batch_timeout: float) -> bool:
     """Whether a run may still be at work, given that no process of this host holds the batch's lock."""
     if run.status is RunStatus.QUEUED:
         return True

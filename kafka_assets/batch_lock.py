@@ -100,9 +100,9 @@ class BatchLock:
             os.close(descriptor)
 
     def discard(self) -> None:
-        """Let go of the lock, if this object has it, and remove its file, and the directory if that is empty."""
+        """Let go of the lock, if this object has it, and remove its file, and its directory if empty."""
         if self._descriptor is not None:
-            # Before the release: whoever opened it meanwhile finds, once it has the lock, that the file is gone.
+            # Before the release: whoever opened it meanwhile finds, once it has the lock, that it is gone.
             self._path.unlink(missing_ok=True)
             self.release()
             with suppress(OSError):

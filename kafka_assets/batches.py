@@ -18,7 +18,7 @@ from kafka_assets.fetch import RangeReader
 from kafka_assets.formats import get_format
 from kafka_assets.planner import utc_now
 from kafka_assets.slicing import slice_ranges
-from kafka_assets.staging import StagedDamagedError, StagedSlice, open_staged, stage
+from kafka_assets.staging import StagedDamagedError, StagedSlice, discard, open_staged, stage
 from kafka_assets.warehouse import CommitUnknownError
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from kafka_assets.config import StreamConfig
+    from kafka_assets.config.values import OnDataLoss
     from kafka_assets.ledger import BatchRow
     from kafka_assets.offsets import PlannedRange
     from kafka_assets.warehouse import Warehouse
@@ -87,11 +88,21 @@ def stage_slices(
     slices: Sequence[Sequence[PlannedRange]],
     *,
     name: str,
+    memory_bytes: int = 0,
     should_stop: Callable[[], bool] | None = None,
+    on_data_loss: OnDataLoss | None = None,
 ) -> list[StagedSlice]:
-    """Fetch slices, a thread each, into staged files `<generation>-<name>-<slice>`.
+    """Fetch slices, a thread each, and stage each as `<generation>-<name>-<slice>`.
 
-    `should_stop` is asked several times a second; True ends the fetch with an error.
+    Args:
+        stream: The stream.
+        warehouse: Beside which the staging area is.
+        batch: The batch they are of.
+        slices: What to fetch.
+        name: Of this fetch among those of the batch.
+        memory_bytes: How much of it all may stay in this process's memory, for a commit that follows in it.
+        should_stop: Asked several times a second; True ends the fetch with an error.
+        on_data_loss: Overrides the stream's.
 
     Raises:
         KafkaAssetsError: As the fetch or the decoding of any slice did; the other slices are stopped.
@@ -108,10 +119,16 @@ def stage_slices(
                 kafka,
                 ranges,
                 stall_timeout=stream.stall_timeout,
-                on_data_loss=stream.on_data_loss,
+                on_data_loss=on_data_loss or stream.on_data_loss,
                 should_stop=lambda: failed or (should_stop is not None and should_stop()),
             )
-            return stage(reader, fmt, directory, f"{batch.generation}-{name}-{index}")
+            return stage(
+                reader,
+                fmt,
+                directory,
+                f"{batch.generation}-{name}-{index}",
+                memory_bytes=memory_bytes // len(slices),
+            )
         except BaseException:
             failed = True
             raise
@@ -163,7 +180,8 @@ def commit(
                 stream, warehouse, moved.batch, [_ranges(one) for one in slices], name=f"{run_id[:8]}-again"
             )
             continue
-        _remove(slices)
+        for one in slices:
+            discard(one)
         return Committed(row, "replaced" if generation else "loaded")
     raise AssertionError("unreachable: the second round returns or raises")
 
@@ -231,8 +249,3 @@ def _open_all(
 
 def _ranges(staged: StagedSlice) -> list[PlannedRange]:
     return [piece.evidence.planned for piece in staged.ranges]
-
-
-def _remove(staged: Sequence[StagedSlice]) -> None:
-    for one in staged:
-        Path(one.path).unlink(missing_ok=True)

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 from confluent_kafka import Consumer, KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient
 
+from kafka_assets import oauth
+from kafka_assets.config.properties import is_secret
 from kafka_assets.errors import (
     BrokerAuthError,
     BrokerUnreachableError,
@@ -30,10 +32,8 @@ _Client = TypeVar("_Client")
 
 DEFAULT_GROUP_ID = "kafka_assets"
 
-_SECRET_PROPERTY = re.compile(
-    r"password|secret|token|credential|\.key$|\.pem$|jaas|oauthbearer|username", re.IGNORECASE
-)
 _REFUSED_PROPERTY = re.compile(r"property:? \"([^\"]+)\"")
+_NO_NEW_TOKEN = "Failed to acquire SASL OAUTHBEARER token"
 _MIN_SECRET_LENGTH = 3
 
 _OURS: dict[str, str | bool] = {
@@ -131,11 +131,13 @@ class ClientEvents:
         self.last_transport: str | None = None
         self.all_down = False
         self._refusal: str | None = None
-        self._secrets = tuple(
+        self._secrets = [
             str(value)
             for name, value in kafka.items()
-            if _SECRET_PROPERTY.search(name) and len(str(value)) >= _MIN_SECRET_LENGTH
-        )
+            if (is_secret(name, str(value)) or name == "sasl.username")
+            and name != oauth.PROPERTY
+            and len(str(value)) >= _MIN_SECRET_LENGTH
+        ]
 
     def forget(self) -> None:
         """Begin anew: what a connection reported before another question says nothing about that one."""
@@ -146,6 +148,9 @@ class ClientEvents:
     def on_error(self, error: KafkaError) -> None:
         """Take note of an error that belongs to no call: librdkafka's `error_cb`."""
         kind = kind_of(error)
+        if kind == "auth" and _NO_NEW_TOKEN in error.str():
+            # Told by the function's own error; the token before it may be good for a while, and else is refused.
+            return
         if kind == "auth":
             self._refusal = self.text(error)
         elif kind == "transport":
@@ -155,7 +160,24 @@ class ClientEvents:
 
     def text(self, error: KafkaError) -> str:
         """Return what the error says, without the secrets."""
-        return redact(f"{error.str()} ({error.name()})", self._secrets)
+        return self.redacted(f"{error.str()} ({error.name()})")
+
+    def redacted(self, text: str) -> str:
+        """Return a text with each secret of this client replaced by `***`."""
+        for secret in tuple(self._secrets):
+            text = text.replace(secret, "***")
+        return text
+
+    def token_source(self, name: str, config: str) -> oauth.TokenSource:
+        """Return where the client gets its tokens, with the first one at hand; they are secrets from now on.
+
+        Raises:
+            ConfigInvalidError: There is no such function.
+            BrokerAuthError: It gave no token.
+        """
+        source = oauth.TokenSource(name, self._secrets.append)
+        source.fetch(config)
+        return source
 
     def raise_refusal(self) -> None:
         """Raise BrokerAuthError if a broker has refused this client's TLS handshake or credentials."""
@@ -230,21 +252,17 @@ def create_consumer(kafka: Mapping[str, str], tuning: Mapping[str, str], events:
     return _create(Consumer, {**base, **tuning, **kafka, **_OURS}, kafka, events)
 
 
-def redact(text: str, secrets: tuple[str, ...]) -> str:
-    """Return the text with each secret replaced by `***`."""
-    for secret in secrets:
-        text = text.replace(secret, "***")
-    return text
-
-
 def _create(
     make: Callable[..., _Client],
     settings: Mapping[str, object],
     kafka: Mapping[str, str],
     events: ClientEvents,
 ) -> _Client:
+    settings = {**settings, "error_cb": events.on_error}
+    if function := settings.pop(oauth.PROPERTY, None):
+        settings["oauth_cb"] = events.token_source(str(function), kafka.get("sasl.oauthbearer.config", ""))
     try:
-        return make({**settings, "error_cb": events.on_error}, logger=_librdkafka_logger)
+        return make(settings, logger=_Lines(events))
     except (KafkaException, TypeError, ValueError) as refused:
         error = refused.args[0] if refused.args else refused
         said = error.str() if isinstance(error, KafkaError) else str(error)
@@ -279,19 +297,21 @@ def _redact_quoted(text: str, values: tuple[str, ...]) -> str:
     return text
 
 
-class _ForDebugging(logging.Filter):
-    """Makes librdkafka's lines, one for each vain try to connect, a matter of debugging.
+class _Lines:
+    """Takes librdkafka's lines, one for each vain try to connect, as a matter of debugging, without secrets.
 
     What follows from them stands in the errors that are raised. Warnings that a client has no use for another
     kind of client's property are dropped.
     """
 
-    def filter(self, record: logging.LogRecord) -> bool:
-        record.levelno, record.levelname = logging.DEBUG, "DEBUG"
-        return logger.isEnabledFor(logging.DEBUG) and "CONFWARN" not in record.getMessage()
+    def __init__(self, events: ClientEvents) -> None:
+        self._events = events
+
+    def log(self, _: int, form: str, *arguments: object) -> None:
+        if logger.isEnabledFor(logging.DEBUG):
+            text = form % arguments
+            if "CONFWARN" not in text:
+                _librdkafka_logger.debug("%s", self._events.redacted(text))
 
 
 _librdkafka_logger = logging.getLogger("kafka_assets.librdkafka")
-_librdkafka_logger.addFilter(_ForDebugging())
-# Without a handler of its own, Python would print these lines on stderr where nobody has set up logging.
-_librdkafka_logger.addHandler(logging.NullHandler())

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from kafka_assets import ledger_sql as sql
+from kafka_assets.digest import DIGEST_FUNCTION, digest_expression
 from kafka_assets.errors import BatchUnknownError, KafkaAssetsError, RangeUnavailableError, RunFailedError
 from kafka_assets.ledger import LOSS_ROWS, METADATA_COLUMNS, check_table, loss_row, read_batch
-from kafka_assets.offsets import first_flaw, merge
+from kafka_assets.offsets import OffsetRange, TopicPartition, first_flaw, merge
 from kafka_assets.planning import Loss
+from kafka_assets.removals import removals_of, removed_condition
+from kafka_assets.scope import ReplayScope
 from kafka_assets.statements import changed, insert, quote, quote_table, registered
 
 if TYPE_CHECKING:
@@ -25,19 +29,34 @@ if TYPE_CHECKING:
     from kafka_assets.evidence import RangeEvidence
     from kafka_assets.formats import Column
     from kafka_assets.ledger import BatchRow
-    from kafka_assets.offsets import PlannedRange, TopicPartition
+    from kafka_assets.offsets import PlannedRange
     from kafka_assets.staging import StagedRange, StagedSlice
 
 _OF_THE_COMMIT = ("_kafka_batch", "_ingested_at")
 _STAGED = "_kafka_assets_staged"
+_REPLACED = "_kafka_assets_replaced"
 _WRAP = 1 << 64
+
+WHOLE = ReplayScope()
+"""All ranges of a batch, and no row left that was not fetched again."""
 
 _OUTCOME_ROWS = pa.schema(
     {
         "topic": pa.string(),
         "partition": pa.int32(),
         **dict.fromkeys(
-            ("loaded", "filtered", "quarantined", "undeliverable", "lost", "bytes", "gaps"), pa.int64()
+            (
+                "loaded",
+                "filtered",
+                "quarantined",
+                "undeliverable",
+                "lost",
+                "removed",
+                "bytes",
+                "gaps",
+                "kept",
+            ),
+            pa.int64(),
         ),
         "end_proof": pa.string(),
         "min_timestamp_ms": pa.int64(),
@@ -68,6 +87,25 @@ class GenerationMovedError(KafkaAssetsError):
         )
 
 
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """Rows of a range that are in the table or the quarantine and were not fetched again."""
+
+    rows: int = 0
+    quarantined: int = 0
+    offset_sum: int = 0
+    digest: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Removed:
+    """Rows of a range that were fetched and that a removal takes away."""
+
+    rows: int = 0
+    offset_sum: int = 0
+    digest: int = 0
+
+
 def commit_batch(  # noqa: PLR0913  the parts of one transaction, each by its name
     con: duckdb.DuckDBPyConnection,
     stream: str,
@@ -81,28 +119,32 @@ def commit_batch(  # noqa: PLR0913  the parts of one transaction, each by its na
     run_id: str,
     fingerprint: str,
     now: datetime,
+    scope: ReplayScope = WHOLE,
 ) -> BatchRow:
     """Write a batch's rows, the outcome of each of its ranges and its change of state.
 
     From generation 1 on it replaces the rows that are there, never deleting one that was not fetched again.
+    What `expire` removed stays removed.
 
     Args:
         con: Given by `Warehouse.writing()`.
         stream: The stream.
         batch: The batch.
         expected_generation: Of the batch when its run read it.
-        staged: What was fetched, in pieces that tile the batch's ranges.
+        staged: What was fetched, in pieces that tile the ranges written.
         data: The rows of `staged`, in the same order.
         table: The stream's table.
         columns: The format's own columns.
         run_id: Of the run that commits.
         fingerprint: Of the format's settings.
         now: `_ingested_at` of the rows and the time of the commit.
+        scope: What is replaced from generation 1 on.
 
     Raises:
         GenerationMovedError: Another run has committed the batch meanwhile.
-        RangeUnavailableError: A replay lacks rows that are there.
+        RangeUnavailableError: A replay lacks rows that are there, and is not to keep them.
         BatchUnknownError: The ledger has no such batch.
+        UsageInvalidError: The scope names what is no range of the batch.
         WarehouseInvalidError: The table no longer fits.
         RunFailedError: What was staged does not add up to what was planned.
     """
@@ -112,8 +154,47 @@ def commit_batch(  # noqa: PLR0913  the parts of one transaction, each by its na
     if found.generation != expected_generation:
         raise GenerationMovedError(found, expected_generation)
     check_table(con, table, columns)
-    settled = _settle(found, staged)
+    ranges = scope.of(found.ranges) if expected_generation else found.ranges
+    settled = _settle(found, ranges, staged)
     rows = sum(one.rows for one in staged)
+    names = [name for name in METADATA_COLUMNS if name not in _OF_THE_COMMIT]
+    names += [column.name for column in columns]
+    incoming = _incoming(found, data, names, settled)
+    if incoming.num_rows != rows:
+        raise RunFailedError(
+            f"batch {batch} of {stream}: {incoming.num_rows} rows are staged where the fetch counted {rows}."
+            " Nothing was written."
+        )
+    places = [one.range.topic_partition for one in ranges]
+    with registered(con, _STAGED, incoming), registered(con, _REPLACED, _places(places)):
+        writing = _Writing(con, stream, batch, quote_table(table), columns, names)
+        predicates = removals_of(con, stream, batch) if rows else ()
+        removed = writing.removed(predicates)
+        if expected_generation:
+            held = writing.held()
+            if held and not scope.merge:
+                raise writing.unavailable()
+            settled = _settle_again(found, settled, held, removed, writing.losses())
+            writing.delete(merge=scope.merge)
+        elif removed:
+            settled = [(_without(outcome, removed), losses) for outcome, losses in settled]
+        inserted = writing.insert(predicates, now)
+        kept = sum(one.rows for one in held.values()) if expected_generation else 0
+        loaded = sum(outcome["loaded"] for outcome, _ in settled)
+        if inserted + kept != loaded:
+            raise RunFailedError(
+                f"batch {batch} of {stream}: {inserted} rows were inserted and {kept} kept where {loaded} were"
+                " counted; undone."
+            )
+        _write_losses(con, stream, batch, [loss for _, losses in settled for loss in losses], now)
+    insert(
+        con,
+        sql.UPDATE_OUTCOMES,
+        _OUTCOME_ROWS,
+        [outcome for outcome, _ in settled],
+        stream=stream,
+        batch=batch,
+    )
     swapped = changed(
         con,
         sql.SWAP_GENERATION,
@@ -123,60 +204,210 @@ def commit_batch(  # noqa: PLR0913  the parts of one transaction, each by its na
         run_id=run_id,
         now=now,
         fingerprint=fingerprint,
-        rows=rows,
     )
     if swapped != 1:
         raise GenerationMovedError(found, expected_generation)
-    target = quote_table(table)
-    names = [name for name in METADATA_COLUMNS if name not in _OF_THE_COMMIT]
-    names += [column.name for column in columns]
-    incoming = _incoming(found, data, names, settled)
-    if incoming.num_rows != rows:
-        raise RunFailedError(
-            f"batch {batch} of {stream}: {incoming.num_rows} rows are staged where the fetch counted {rows}."
-            " Nothing was written."
-        )
-    with registered(con, _STAGED, incoming):
-        if expected_generation:
-            _guard(con, stream, batch, target)
-            con.execute(sql.DELETE_ROWS.format(table=target), {"batch": batch}).fetchall()
-            changed(con, sql.DELETE_QUARANTINED, stream=stream, batch=batch)
-        inserted = changed(
-            con,
-            sql.INSERT_ROWS.format(table=target, columns=", ".join(map(quote, names)), staged=_STAGED),
-            batch=batch,
-            now=now,
-        )
-    if inserted != rows:
-        raise RunFailedError(f"batch {batch} of {stream}: {inserted} of {rows} rows were inserted; undone.")
-    insert(
-        con,
-        sql.UPDATE_OUTCOMES,
-        _OUTCOME_ROWS,
-        [outcome for outcome, _ in settled],
-        stream=stream,
-        batch=batch,
-    )
-    _write_losses(con, stream, batch, [loss for _, losses in settled for loss in losses], now)
     committed = read_batch(con, stream, batch)
     assert committed is not None  # noqa: S101  read in the transaction that has just updated it
     return committed
 
 
-def _settle(batch: BatchRow, staged: Sequence[StagedSlice]) -> list[tuple[dict[str, Any], list[Loss]]]:
-    """Sum the evidence of each planned range over its staged pieces, and check that it is all of it."""
+@dataclass(frozen=True, slots=True)
+class _Writing:
+    """The statements of one commit over what is staged, and over the ranges that are written."""
+
+    con: duckdb.DuckDBPyConnection
+    stream: str
+    batch: str
+    table: str
+    columns: Sequence[Column]
+    names: Sequence[str]
+
+    @property
+    def _named(self) -> dict[str, str]:
+        return {"stream": self.stream, "batch": self.batch}
+
+    @property
+    def _digest(self) -> str:
+        return digest_expression([column.name for column in self.columns])
+
+    def _not_staged(self, statement: str, named: Mapping[str, str]) -> list[tuple[Any, ...]]:
+        those = sql.OF_REPLACED_RANGES.format(replaced=_REPLACED)
+        text = statement.format(table=self.table, those=those, staged=_STAGED, digest=self._digest)
+        return self.con.execute(text, named).fetchall()
+
+    def _held_rows(self) -> list[tuple[Any, ...]]:
+        return self._not_staged(sql.ROWS_NOT_STAGED, {"batch": self.batch})
+
+    def _held_quarantined(self) -> list[tuple[Any, ...]]:
+        return self._not_staged(sql.QUARANTINED_NOT_STAGED, self._named)
+
+    def held(self) -> dict[TopicPartition, _Held]:
+        held = {
+            TopicPartition(topic, partition): _Held(count, 0, offset_sum, digest)
+            for topic, partition, count, _, _, offset_sum, digest in self._held_rows()
+        }
+        for topic, partition, count, _, _, offset_sum in self._held_quarantined():
+            place = TopicPartition(topic, partition)
+            before = held.get(place, _Held())
+            held[place] = replace(before, quarantined=count, offset_sum=before.offset_sum + offset_sum)
+        return held
+
+    def unavailable(self) -> RangeUnavailableError:
+        listed = "; ".join(
+            f"{topic}[{partition}]: {count} between offsets {low} and {high}"
+            for topic, partition, count, low, high, *_ in [*self._held_rows(), *self._held_quarantined()]
+        )
+        return RangeUnavailableError(
+            f"Kafka no longer gives back rows of batch {self.batch} of stream {self.stream} that are in the table"
+            f" ({listed}); retention or compaction took them since. Replacing them all would lose those, so"
+            f" nothing was changed. `kafka-assets replay {self.stream} {self.batch} --merge` keeps them and"
+            " replaces the others."
+        )
+
+    def removed(self, predicates: Sequence[str]) -> dict[TopicPartition, _Removed]:
+        if not predicates:
+            return {}
+        found = self.con.execute(
+            sql.REMOVED_OF_STAGED.format(
+                digest=self._digest,
+                columns=self._selected,
+                staged=_STAGED,
+                removed=removed_condition(predicates),
+            ),
+            {"batch": self.batch},
+        ).fetchall()
+        return {TopicPartition(topic, partition): _Removed(*rest) for topic, partition, *rest in found}
+
+    def losses(self) -> dict[TopicPartition, list[OffsetRange]]:
+        booked: dict[TopicPartition, list[OffsetRange]] = defaultdict(list)
+        taken = self.con.execute(sql.TAKE_LOSSES.format(replaced=_REPLACED), self._named).fetchall()
+        for topic, partition, low, high, _ in taken:
+            booked[TopicPartition(topic, partition)].append(OffsetRange(topic, partition, low, high))
+        return booked
+
+    def delete(self, *, merge: bool) -> None:
+        those = (sql.OF_STAGED_OFFSETS if merge else sql.OF_REPLACED_RANGES).format(
+            staged=_STAGED, replaced=_REPLACED
+        )
+        changed(self.con, sql.DELETE_ROWS.format(table=self.table, those=those), batch=self.batch)
+        changed(self.con, sql.DELETE_QUARANTINED.format(those=those), **self._named)
+
+    @property
+    def _selected(self) -> str:
+        return ", ".join(map(quote, self.names))
+
+    def insert(self, predicates: Sequence[str], now: datetime) -> int:
+        statement = sql.INSERT_ROWS.format(
+            table=self.table, columns=self._selected, staged=_STAGED, removed=removed_condition(predicates)
+        )
+        return changed(self.con, statement, batch=self.batch, now=now)
+
+
+def _places(places: Sequence[TopicPartition]) -> pa.Table:
+    return pa.table(
+        {
+            "topic": pa.array([one.topic for one in places], pa.string()),
+            "partition": pa.array([one.partition for one in places], pa.int32()),
+        }
+    )
+
+
+def _without(outcome: dict[str, Any], removed: Mapping[TopicPartition, _Removed]) -> dict[str, Any]:
+    """Return an outcome with what a removal takes away booked as removed, and not in sum and digest."""
+    gone = removed.get(TopicPartition(outcome["topic"], outcome["partition"]), _Removed())
+    return {
+        **outcome,
+        "loaded": outcome["loaded"] - gone.rows,
+        "removed": gone.rows,
+        **_moved(outcome, -gone.offset_sum, -gone.digest),
+    }
+
+
+def _moved(outcome: Mapping[str, Any], offset_sum: int, digest: int) -> dict[str, Any]:
+    known = outcome["digest_function"] == DIGEST_FUNCTION
+    return {
+        "offset_sum": str(int(outcome["offset_sum"]) + offset_sum),
+        "digest": str(int(outcome["digest"]) + digest) if known else None,
+        "digest_function": DIGEST_FUNCTION if known else None,
+    }
+
+
+def _settle_again(
+    batch: BatchRow,
+    settled: Sequence[tuple[dict[str, Any], list[Loss]]],
+    held: Mapping[TopicPartition, _Held],
+    removed: Mapping[TopicPartition, _Removed],
+    booked: Mapping[TopicPartition, Sequence[OffsetRange]],
+) -> list[tuple[dict[str, Any], list[Loss]]]:
+    """Settle ranges that were settled before: what Kafka no longer delivers keeps the class it had.
+
+    Lost is only what was lost before it was ever read. The rest that is not delivered now was a row that is
+    kept, was removed on purpose, or was never deliverable.
+    """
+    outcomes = {
+        planned.range.topic_partition: outcome
+        for planned, outcome in zip(batch.ranges, batch.outcomes, strict=True)
+    }
+    again = []
+    for fetched, losses in settled:
+        place = TopicPartition(fetched["topic"], fetched["partition"])
+        before, kept = outcomes[place], held.get(place, _Held())
+        outcome = _without(fetched, removed)
+        lost = [
+            replace(loss, from_offset=common.from_offset, until_offset=common.until_offset)
+            for loss in losses
+            for earlier in booked.get(place, ())
+            if (common := earlier.intersect(_stretch(loss))) is not None
+        ]
+        still_lost = sum(map(_size, lost))
+        removed_before = max(0, before.removed - outcome["removed"])
+        silent = outcome["undeliverable"] + outcome["lost"]
+        undeliverable = silent - still_lost - removed_before - kept.rows - kept.quarantined
+        if undeliverable < (before.undeliverable if removed_before else 0):
+            raise RunFailedError(
+                f"batch {batch.batch} of {batch.stream}, {place}: {before.removed} rows were removed from it on"
+                f" purpose, and of what Kafka delivers again only {outcome['removed']} match what was removed;"
+                " others would come back. Nothing was written. Decode as when they were removed."
+            )
+        outcome |= {
+            "loaded": outcome["loaded"] + kept.rows,
+            "quarantined": outcome["quarantined"] + kept.quarantined,
+            "undeliverable": undeliverable,
+            "lost": still_lost,
+            "removed": outcome["removed"] + removed_before,
+            "bytes": max(outcome["bytes"], before.bytes) if kept.rows else outcome["bytes"],
+            "kept": kept.rows + kept.quarantined,
+            **_moved(outcome, kept.offset_sum, kept.digest),
+        }
+        again.append((outcome, lost))
+    return again
+
+
+def _stretch(loss: Loss) -> OffsetRange:
+    place = loss.topic_partition
+    return OffsetRange(place.topic, place.partition, loss.from_offset, loss.until_offset)
+
+
+def _size(loss: Loss) -> int:
+    return loss.until_offset - loss.from_offset
+
+
+def _settle(
+    batch: BatchRow, ranges: Sequence[PlannedRange], staged: Sequence[StagedSlice]
+) -> list[tuple[dict[str, Any], list[Loss]]]:
+    """Sum the evidence of each of the ranges over its staged pieces, and check that it is all of it."""
     pieces: dict[TopicPartition, list[StagedRange]] = defaultdict(list)
     for one in staged:
         for piece in one.ranges:
             pieces[piece.evidence.planned.range.topic_partition].append(piece)
     settled = [
-        _settle_range(batch, planned, pieces.pop(planned.range.topic_partition, []))
-        for planned in batch.ranges
+        _settle_range(batch, planned, pieces.pop(planned.range.topic_partition, [])) for planned in ranges
     ]
     if pieces:
         raise RunFailedError(
-            f"batch {batch.batch} of {batch.stream}: {', '.join(map(str, pieces))} was fetched but not"
-            " planned."
+            f"batch {batch.batch} of {batch.stream}: {', '.join(map(str, pieces))} was fetched but is not what"
+            " was to be written."
         )
     return settled
 
@@ -215,6 +446,8 @@ def _settle_range(
         "quarantined": 0,
         "undeliverable": undeliverable,
         "lost": gone,
+        "removed": 0,
+        "kept": 0,
         "bytes": sum(one.bytes for one in evidence),
         "gaps": sum(one.gaps for one in evidence),
         "end_proof": evidence[-1].end_proof,
@@ -270,30 +503,15 @@ def _incoming(
     return whole
 
 
-def _guard(con: duckdb.DuckDBPyConnection, stream: str, batch: str, target: str) -> None:
-    named = {"stream": stream, "batch": batch}
-    missing = con.execute(sql.ROWS_NOT_STAGED.format(table=target, staged=_STAGED), named).fetchall()
-    if missing:
-        listed = "; ".join(
-            f"{topic}[{partition}]: {count} between offsets {low} and {high}"
-            for topic, partition, count, low, high in missing
-        )
-        raise RangeUnavailableError(
-            f"Kafka no longer gives back rows of batch {batch} of stream {stream} that are in the table"
-            f" ({listed});"
-            " retention or compaction took them since. Replacing the batch would lose them, so nothing was"
-            " changed."
-        )
-
-
 def _write_losses(
     con: duckdb.DuckDBPyConnection, stream: str, batch: str, losses: Sequence[Loss], now: datetime
 ) -> None:
-    """Replace the batch's losses; those that stay keep the time they were noticed at."""
+    """Replace the losses of the ranges written; those that stay keep the time they were noticed at."""
     named = {"stream": stream, "batch": batch}
-    noticed = {tuple(row[:4]): row[4] for row in con.execute(sql.TAKE_LOSSES, named).fetchall()}
+    taken = con.execute(sql.TAKE_LOSSES.format(replaced=_REPLACED), named).fetchall()
+    noticed = {tuple(row[:4]): row[4] for row in taken}
     if noticed:
-        changed(con, sql.DELETE_LOSSES, **named)
+        changed(con, sql.DELETE_LOSSES.format(replaced=_REPLACED), **named)
     rows = []
     for loss in losses:
         place = loss.topic_partition

@@ -109,9 +109,11 @@ CREATE TABLE kafka_assets_ledger.losses (
 );
 
 CREATE TABLE kafka_assets_ledger.removals (
-    stream     VARCHAR NOT NULL,
-    predicate  VARCHAR NOT NULL,
-    removed_at TIMESTAMPTZ NOT NULL
+    stream      VARCHAR NOT NULL,
+    predicate   VARCHAR NOT NULL,
+    -- The greatest batch key there was: later batches may load what looks the same.
+    until_batch VARCHAR,
+    removed_at  TIMESTAMPTZ NOT NULL
 );
 """
 
@@ -208,7 +210,7 @@ WITH recent AS (
     ORDER BY committed_at DESC, batch DESC
     LIMIT $count
 )
-SELECT sum(bytes) / nullif(sum(loaded + filtered + quarantined), 0)
+SELECT sum(bytes) / nullif(sum(loaded + filtered + quarantined + removed), 0)
 FROM kafka_assets_ledger.offset_ranges
 JOIN recent USING (stream, batch)
 """
@@ -319,38 +321,73 @@ SET state = 'committed',
     fingerprint = $fingerprint,
     last_error = NULL,
     blocked = false,
-    "rows" = $rows
+    "rows" = (
+        SELECT sum(loaded) FROM kafka_assets_ledger.offset_ranges WHERE stream = $stream AND batch = $batch
+    )
 WHERE stream = $stream AND batch = $batch AND generation = $expected
 """
 
 ROWS_NOT_STAGED = """
-SELECT _kafka_topic, _kafka_partition, count(*), min(_kafka_offset), max(_kafka_offset)
-FROM (
-    SELECT _kafka_topic, _kafka_partition, _kafka_offset
-    FROM {table}
-    WHERE _kafka_batch = $batch
-    UNION ALL
-    SELECT _kafka_topic, _kafka_partition, _kafka_offset
-    FROM kafka_assets_ledger.quarantine
-    WHERE stream = $stream AND _kafka_batch = $batch
-) AS stored
+-- Rows of the ranges to be replaced that were not fetched again.
+SELECT
+    _kafka_topic, _kafka_partition, count(*), min(_kafka_offset), max(_kafka_offset),
+    sum(_kafka_offset)::HUGEINT, {digest}
+FROM (SELECT * FROM {table} WHERE _kafka_batch = $batch AND {those}) AS held
 ANTI JOIN {staged} AS staged USING (_kafka_topic, _kafka_partition, _kafka_offset)
 GROUP BY ALL
 ORDER BY ALL
 """
 
+QUARANTINED_NOT_STAGED = """
+SELECT
+    _kafka_topic, _kafka_partition, count(*), min(_kafka_offset), max(_kafka_offset),
+    sum(_kafka_offset)::HUGEINT
+FROM (
+    SELECT * FROM kafka_assets_ledger.quarantine
+    WHERE stream = $stream AND _kafka_batch = $batch AND {those}
+) AS held
+ANTI JOIN {staged} AS staged USING (_kafka_topic, _kafka_partition, _kafka_offset)
+GROUP BY ALL
+ORDER BY ALL
+"""
+
+OF_REPLACED_RANGES = """
+(_kafka_topic, _kafka_partition) IN (SELECT topic, "partition" FROM {replaced})
+"""
+
+OF_STAGED_OFFSETS = """
+(_kafka_topic, _kafka_partition, _kafka_offset)
+    IN (SELECT _kafka_topic, _kafka_partition, _kafka_offset FROM {staged})
+"""
+
 DELETE_ROWS = """
-DELETE FROM {table} WHERE _kafka_batch = $batch
+DELETE FROM {table} WHERE _kafka_batch = $batch AND {those}
 """
 
 DELETE_QUARANTINED = """
-DELETE FROM kafka_assets_ledger.quarantine WHERE stream = $stream AND _kafka_batch = $batch
+DELETE FROM kafka_assets_ledger.quarantine WHERE stream = $stream AND _kafka_batch = $batch AND {those}
+"""
+
+READ_REMOVALS = """
+SELECT predicate
+FROM kafka_assets_ledger.removals
+WHERE stream = $stream AND until_batch >= $batch
+ORDER BY removed_at, predicate
+"""
+
+REMOVED_OF_STAGED = """
+SELECT
+    _kafka_topic, _kafka_partition, count(*), sum(_kafka_offset)::HUGEINT, {digest}
+FROM (SELECT {columns}, $batch AS _kafka_batch FROM {staged}) AS incoming
+WHERE {removed}
+GROUP BY ALL
 """
 
 INSERT_ROWS = """
 INSERT INTO {table} ({columns}, _kafka_batch, _ingested_at)
-SELECT {columns}, $batch, $now
-FROM {staged}
+SELECT {columns}, _kafka_batch, $now
+FROM (SELECT {columns}, $batch AS _kafka_batch FROM {staged}) AS incoming
+WHERE NOT {removed}
 """
 
 UPDATE_OUTCOMES = """
@@ -360,12 +397,17 @@ SET loaded = outcome.loaded,
     quarantined = outcome.quarantined,
     undeliverable = outcome.undeliverable,
     lost = outcome.lost,
-    removed = 0,
+    removed = outcome.removed,
     bytes = outcome.bytes,
     gaps = outcome.gaps,
     end_proof = outcome.end_proof,
-    min_timestamp = make_timestamptz(outcome.min_timestamp_ms * 1000),
-    max_timestamp = make_timestamptz(outcome.max_timestamp_ms * 1000),
+    -- What was kept of an earlier fetch lies within that one's bounds.
+    min_timestamp = least(
+        make_timestamptz(outcome.min_timestamp_ms * 1000), CASE WHEN outcome.kept > 0 THEN planned.min_timestamp END
+    ),
+    max_timestamp = greatest(
+        make_timestamptz(outcome.max_timestamp_ms * 1000), CASE WHEN outcome.kept > 0 THEN planned.max_timestamp END
+    ),
     offset_sum = outcome.offset_sum::HUGEINT,
     digest = outcome.digest::HUGEINT,
     digest_function = outcome.digest_function
@@ -378,10 +420,13 @@ TAKE_LOSSES = """
 SELECT topic, "partition", from_offset, until_offset, noticed_at
 FROM kafka_assets_ledger.losses
 WHERE stream = $stream AND batch = $batch
+  AND (topic, "partition") IN (SELECT topic, "partition" FROM {replaced})
 """
 
 DELETE_LOSSES = """
-DELETE FROM kafka_assets_ledger.losses WHERE stream = $stream AND batch = $batch
+DELETE FROM kafka_assets_ledger.losses
+WHERE stream = $stream AND batch = $batch
+  AND (topic, "partition") IN (SELECT topic, "partition" FROM {replaced})
 """
 
 POSITIONS_REPORT = """

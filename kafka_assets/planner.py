@@ -17,11 +17,14 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from kafka_assets.config import StreamConfig
-    from kafka_assets.ledger import StreamState
+    from kafka_assets.ledger import Kind, StreamState
     from kafka_assets.log import KafkaLog
     from kafka_assets.offsets import TopicPartition
     from kafka_assets.planning import LogBounds, Plan
     from kafka_assets.warehouse import Warehouse
+
+UNKNOWN_RECORD_BYTES = 1024
+"""Assumed of the records of a stream that has none yet, so that its first batch is no giant."""
 
 TRUNCATION_READS = 3
 TRUNCATION_READ_SECONDS = 1.0
@@ -126,16 +129,7 @@ def propose(
         state.positions,
         seen.bounds,
         starts=starts,
-        limits=planning.Limits(
-            max_records_per_batch=stream.max_records_per_batch,
-            max_records_per_partition_per_second=stream.max_records_per_partition_per_second,
-            max_bytes_per_batch=stream.max_bytes_per_batch,
-            bytes_per_record=state.bytes_per_record,
-            min_records_per_batch=stream.min_records_per_batch,
-            max_batch_delay=stream.max_batch_delay,
-            max_batches_in_flight=stream.max_batches_in_flight,
-            interval=stream.interval,
-        ),
+        limits=limits_of(stream, state),
         policy=planning.Policy(stream.on_data_loss, stream.on_topic_recreated),
         now=now.timestamp(),
         last_planned_at=state.last_planned_at.timestamp() if state.last_planned_at else None,
@@ -150,6 +144,19 @@ def propose(
     )
 
 
+def limits_of(stream: StreamConfig, state: StreamState) -> planning.Limits:
+    return planning.Limits(
+        max_records_per_batch=stream.max_records_per_batch,
+        max_records_per_partition_per_second=stream.max_records_per_partition_per_second,
+        max_bytes_per_batch=stream.max_bytes_per_batch,
+        bytes_per_record=state.bytes_per_record or UNKNOWN_RECORD_BYTES,
+        min_records_per_batch=stream.min_records_per_batch,
+        max_batch_delay=stream.max_batch_delay,
+        max_batches_in_flight=stream.max_batches_in_flight,
+        interval=stream.interval,
+    )
+
+
 def record(
     stream: StreamConfig,
     warehouse: Warehouse,
@@ -160,6 +167,7 @@ def record(
     key_floor: str | None = None,
     claim: bool = False,
     timeout: float | None = None,
+    kind: Kind = "live",
 ) -> tuple[str, ...]:
     """Write the plan into the ledger, if it changes anything, and return the keys of its batches.
 
@@ -172,6 +180,7 @@ def record(
         key_floor: A key that the new ones must be greater than, beside those of the ledger.
         claim: Count a first attempt of each batch in the same transaction.
         timeout: Seconds to wait for the file; `lock_timeout` by default.
+        kind: Of its batches.
 
     Raises:
         PlanConflictError: Another planner was faster; look again.
@@ -192,6 +201,7 @@ def record(
             plan=plan,
             planned_at=now,
             key_floor=key_floor,
+            kind=kind,
         )
         if claim:
             for key in keys:

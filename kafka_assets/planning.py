@@ -380,10 +380,8 @@ class _Draft:
             return
         topic_id = next((found for tp in present if (found := self._bounds[tp].topic_id) is not None), None)
         known = {tp: self._positions[tp] for tp in partitions if tp in self._positions}
-        old = _of_another_topic(known, topic_id)
-        kin = [position.incarnation for tp, position in known.items() if tp not in old]
-        newest = max((position.incarnation for position in known.values()), default=-1)
-        incarnation = min(kin) if kin else newest + 1
+        old = of_another_topic(known, topic_id)
+        incarnation = incarnation_among(known, old)
         stopped = bool(old) and self._policy.on_topic_recreated == "fail"
         if stopped:
             self.stops.append(_recreated(topic, {tp: known[tp] for tp in old}, topic_id))
@@ -397,7 +395,7 @@ class _Draft:
                 self.stops.append(_missing(str(tp), self._positions))
             elif position is not None:
                 self._go_on(tp, replace(position, topic_id=position.topic_id or topic_id))
-            elif (kin or not stopped) and (self._ends is None or tp in self._ends):
+            elif (len(old) < len(known) or not stopped) and (self._ends is None or tp in self._ends):
                 start = self._starts.get(tp, self._bounds[tp].log_start)
                 self._begin(tp, topic_id, incarnation, start)
 
@@ -443,7 +441,7 @@ class _Draft:
         self.live.append(tp)
 
 
-def _of_another_topic(
+def of_another_topic(
     known: Mapping[TopicPartition, Position], topic_id: str | None
 ) -> frozenset[TopicPartition]:
     """Those whose position is of a topic that had the same name, judged by its id.
@@ -453,6 +451,12 @@ def _of_another_topic(
     if topic_id is None or all(position.topic_id in (None, topic_id) for position in known.values()):
         return frozenset()
     return frozenset(tp for tp, position in known.items() if position.topic_id != topic_id)
+
+
+def incarnation_among(known: Mapping[TopicPartition, Position], old: Collection[TopicPartition]) -> int:
+    """The incarnation in which a partition begins beside those known of its topic, `old` ones of another."""
+    kin = [position.incarnation for tp, position in known.items() if tp not in old]
+    return min(kin) if kin else max((position.incarnation for position in known.values()), default=-1) + 1
 
 
 def _refused_starts(

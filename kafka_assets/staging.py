@@ -1,7 +1,8 @@
-"""Staged files: the decoded rows of a slice on disk, between the fetch of a batch and its commit.
+"""Staged slices: the decoded rows of a slice, between the fetch of a batch and its commit.
 
-`<staging>/<stream>/<batch>/<generation>-<name>` is an Arrow IPC file of one slice of a batch. It appears
-under that name only when it is whole, and its checksum travels in the description the commit is given.
+A small slice stays in memory where the same process commits it. Any other becomes the Arrow IPC file
+`<staging>/<stream>/<batch>/<generation>-<name>`, which appears under that name only when it is whole. Its
+checksum travels in the description the commit is given.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import zlib
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import pyarrow as pa
 
@@ -26,9 +27,8 @@ from kafka_assets.offsets import OffsetRange, PlannedRange
 from kafka_assets.records import RAW_SCHEMA
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
-    from kafka_assets.fetch import RangeReader
     from kafka_assets.formats import Format
 
 __all__ = [
@@ -38,6 +38,8 @@ __all__ = [
     "StagedSlice",
     "Swept",
     "batch_directory",
+    "discard",
+    "discard_kept",
     "generation_of",
     "holder",
     "is_held",
@@ -47,8 +49,13 @@ __all__ = [
 ]
 
 _TEMPORARY = ".tmp"
+_MEMORY = "memory:"
 _MIB = 1024**2
 _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
+
+
+_kept: dict[str, pa.Table] = {}
+"""Slices in this process's memory, by where their files would be."""
 
 
 class StagedDamagedError(KafkaAssetsError):
@@ -77,8 +84,8 @@ class StagedSlice:
     """A staged file and what is in it.
 
     Attributes:
-        path: The file.
-        checksum: Of all its bytes, as `<function>:<hex>`.
+        path: The file; `memory:` and where it would be, for a slice kept in this process.
+        checksum: Of all the file's bytes, as `<function>:<hex>`.
         rows: Number of rows in it.
         size_bytes: Its size.
         ranges: The ranges it holds, as they were fetched.
@@ -112,55 +119,102 @@ class StagedSlice:
         )
 
 
-def stage(reader: RangeReader, fmt: Format, directory: Path, name: str) -> StagedSlice:
-    """Read a slice to its end into `<directory>/<name>`, decoded, with memory bounded whatever its size.
+class Reader(Protocol):
+    """What is staged: `RangeReader`, or one that tells of ranges without records."""
 
-    The file has record batches of 122,880 rows, or fewer where they reach 32 MiB; the last may be shorter.
-    It is on disk when this returns, and nothing is left when it fails.
+    @property
+    def ranges(self) -> tuple[PlannedRange, ...]:
+        """What is read."""
+
+    @property
+    def evidence(self) -> tuple[RangeEvidence, ...]:
+        """What was seen of each range, once the last batch was taken."""
+
+    def __iter__(self) -> Iterator[pa.RecordBatch]: ...
+    def __enter__(self) -> Self: ...
+    def __exit__(self, *_: object) -> None: ...
+
+
+def stage(reader: Reader, fmt: Format, directory: Path, name: str, *, memory_bytes: int = 0) -> StagedSlice:
+    """Read a slice to its end, decoded, with memory bounded whatever its size.
+
+    A slice of at most `memory_bytes` stays in this process's memory, for a commit that follows in it: Kafka
+    has the records all the same, and a process that dies takes nothing along that cannot be fetched again. A
+    larger one goes into the file `<directory>/<name>`, on disk when this returns, with nothing left when it
+    fails. Record batches have 122,880 rows, or fewer where they reach 32 MiB; the last may be shorter.
 
     Raises:
         DiskFullError: No space is left.
         KafkaAssetsError: As the reader or the format does.
     """
     path = directory / name
-    temporary = directory / f"{name}{_TEMPORARY}"
     digests = RangeDigests([one.range for one in reader.ranges], [one.name for one in fmt.columns])
-    sink = _Sink(temporary, sum(one.range.size for one in reader.ranges))
+    kept: list[pa.RecordBatch] = []
+    file: _StagedFile | None = None
+    rows = size = 0
     try:
-        with reader, sink:
-            schema = fmt.decode(pa.RecordBatch.from_pylist([], schema=RAW_SCHEMA)).schema
-            with pa.ipc.new_file(pa.PythonFile(sink, mode="w"), schema) as writer:
-                for raw in reader:
-                    decoded = fmt.decode(raw)
-                    digests.add(decoded)
-                    writer.write_batch(decoded)
-                    sink.rows += decoded.num_rows
-            sink.sync()
-        temporary.rename(path)
-        _sync_directory(directory)
+        with reader:
+            for raw in reader:
+                decoded = fmt.decode(raw)
+                digests.add(decoded)
+                rows += decoded.num_rows
+                size += decoded.nbytes
+                kept.append(decoded)
+                if file is None and size > memory_bytes:
+                    file = _StagedFile(path, decoded.schema, sum(one.range.size for one in reader.ranges))
+                if file is not None:
+                    file.write(kept)
+                    kept.clear()
+        if file is None and not memory_bytes:
+            file = _StagedFile(path, _schema(fmt), 0)
+        if file is not None:
+            file.finish()
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        if file is not None:
+            file.abandon()
         raise
     finally:
         digests.close()
-    return StagedSlice(
-        path=str(path),
-        checksum=sink.checksum,
-        rows=sink.rows,
-        size_bytes=sink.size,
-        ranges=tuple(
-            StagedRange(evidence, total, DIGEST_FUNCTION)
-            for evidence, total in zip(reader.evidence, digests.totals, strict=True)
-        ),
+    ranges = tuple(
+        StagedRange(evidence, total, DIGEST_FUNCTION)
+        for evidence, total in zip(reader.evidence, digests.totals, strict=True)
     )
+    if file is not None:
+        return StagedSlice(str(path), file.checksum, rows, file.size, ranges)
+    place = f"{_MEMORY}{path}"
+    _kept[place] = pa.Table.from_batches(kept, kept[0].schema if kept else _schema(fmt))
+    return StagedSlice(place, "", rows, size, ranges)
+
+
+def _schema(fmt: Format) -> pa.Schema:
+    return fmt.decode(pa.RecordBatch.from_pylist([], schema=RAW_SCHEMA)).schema
+
+
+def discard(staged: StagedSlice) -> None:
+    """Remove a slice that was committed, or that nobody will commit."""
+    if staged.path.startswith(_MEMORY):
+        _kept.pop(staged.path, None)
+    else:
+        Path(staged.path).unlink(missing_ok=True)
+
+
+def discard_kept(staging: Path, stream: str, batch: str) -> None:
+    """Give back the memory of all slices of a batch that this process keeps."""
+    start = f"{_MEMORY}{batch_directory(staging, stream, batch)}{os.sep}"
+    for place in [place for place in _kept if place.startswith(start)]:
+        del _kept[place]
 
 
 def open_staged(staged: StagedSlice) -> pa.Table:
-    """Check a staged file, reading it once, and return its rows memory-mapped.
+    """Check a staged file, reading it once, and return its rows memory-mapped; or those kept in memory.
 
     Raises:
-        StagedDamagedError: It is missing, short or altered.
+        StagedDamagedError: It is missing, short or altered, or was kept by a process that is gone.
     """
+    if staged.path.startswith(_MEMORY):
+        if staged.path not in _kept:
+            raise StagedDamagedError(f"the slice {staged.path} was kept by a process that is gone")
+        return _kept[staged.path]
     path = Path(staged.path)
     try:
         size = path.stat().st_size
@@ -238,58 +292,50 @@ def generation_of(file: Path) -> int | None:
     return int(head) if head.isdecimal() else None
 
 
-class _Sink:
-    """The file being written: counts and checks its bytes on the way, and says when the disk is full."""
+class _StagedFile:
+    """A slice being written: counted and checked on the way, under its own name only once it is whole."""
 
-    def __init__(self, path: Path, offsets: int) -> None:
+    def __init__(self, path: Path, schema: pa.Schema, offsets: int) -> None:
         self._path = path
+        self._temporary = path.with_name(f"{path.name}{_TEMPORARY}")
         self._offsets = offsets
-        self._file: IO[bytes] | None = None
         self._crc = 0
+        self._rows = 0
         self.size = 0
-        self.rows = 0
-        self.closed = False
-
-    def __enter__(self) -> Self:
         with self._naming_full_disk():
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self._path.open("wb", buffering=0)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._file is not None:
-            self._file.close()
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self._temporary.open("wb", buffering=0)
+        self._writer = pa.ipc.new_file(pa.PythonFile(_Sink(self._append), mode="w"), schema)
 
     @property
     def checksum(self) -> str:
         return _checksum(self._crc)
 
-    def write(self, data: bytes) -> int:
-        """Write all of it."""
-        view = memoryview(data).cast("B")
-        self._crc = zlib.crc32(view, self._crc)
-        self.size += len(view)
+    def write(self, batches: Iterable[pa.RecordBatch]) -> None:
+        for batch in batches:
+            self._writer.write_batch(batch)
+            self._rows += batch.num_rows
+
+    def finish(self) -> None:
+        """Have it whole and on disk."""
+        self._writer.close()
         with self._naming_full_disk():
-            while view:
-                view = view[self._opened.write(view) :]
-        return len(data)
+            os.fsync(self._file.fileno())
+        self._file.close()
+        self._temporary.rename(self._path)
+        _sync_directory(self._path.parent)
 
-    def flush(self) -> None:
-        """There is no buffer."""
+    def abandon(self) -> None:
+        """Leave nothing."""
+        self._file.close()
+        self._temporary.unlink(missing_ok=True)
 
-    def close(self) -> None:
-        """Arrow closes what it writes to; the file stays open to be synced."""
-
-    def sync(self) -> None:
-        """Have it on disk."""
+    def _append(self, data: memoryview) -> None:
+        self._crc = zlib.crc32(data, self._crc)
+        self.size += len(data)
         with self._naming_full_disk():
-            os.fsync(self._opened.fileno())
-
-    @property
-    def _opened(self) -> IO[bytes]:
-        if self._file is None:
-            raise ValueError("the sink is not open")
-        return self._file
+            while data:
+                data = data[self._file.write(data) :]
 
     @contextmanager
     def _naming_full_disk(self) -> Iterator[None]:
@@ -299,15 +345,35 @@ class _Sink:
             if failed.errno not in _NO_SPACE:
                 raise
             need = f"{self.size / _MIB:.1f} MiB so far"
-            if self.rows:
-                need += f", of about {self.size / _MIB * max(1.0, self._offsets / self.rows):.1f} MiB"
+            if self._rows:
+                need += f", of about {self.size / _MIB * max(1.0, self._offsets / self._rows):.1f} MiB"
             free = shutil.disk_usage(self._path.parent).free if self._path.parent.exists() else 0
             raise DiskFullError(
-                f"no space is left for the staged file {self._path}: it needs {need}, and {free / _MIB:.1f}"
+                f"no space is left for the staged file {self._temporary}: it needs {need}, and {free / _MIB:.1f}"
                 " MiB are"
                 f" free ({failed.strerror}). Nothing of it is kept. Make room there, or lower"
                 " max_bytes_per_batch."
             ) from failed
+
+
+class _Sink:
+    """What Arrow writes to."""
+
+    def __init__(self, append: Callable[[memoryview], None]) -> None:
+        self._append = append
+        self.closed = False
+
+    def write(self, data: bytes) -> int:
+        """Write all of it."""
+        view = memoryview(data).cast("B")
+        self._append(view)
+        return len(view)
+
+    def flush(self) -> None:
+        """There is no buffer."""
+
+    def close(self) -> None:
+        """Arrow closes what it writes to; the file stays open to be synced."""
 
 
 def _checksum(crc: int) -> str:

@@ -159,9 +159,10 @@ def _tables(results: dict[str, Any]) -> str:
     heads = ("way", "records/s", "logged per byte", "written per byte", "CPU", "peak memory")
     minutes = results["took_seconds"] / 60
     conditions = (
-        f"Measured {results['measured_at']} in {minutes:.0f} minutes on {report.told(results['machine'])}, the"
-        f" broker on the same machine. Blocks of {BLOCK_SECONDS * 1000:g} ms, batches of {BATCH_SECONDS:g} s,"
-        f" offsets committed by the client every {AUTO_COMMIT_SECONDS:g} s where there is no log."
+        f"Measured {results['measured_at']} in {minutes:.0f} minutes on {report.told(results['machine'])},"
+        f" the broker on the same machine. Blocks of {BLOCK_SECONDS * 1000:g} ms,"
+        f" batches of {BATCH_SECONDS:g} s, offsets committed by the client every"
+        f" {AUTO_COMMIT_SECONDS:g} s where there is no log."
     )
     kill_title = f"{kills} kills each, {results['rate']:,} records a second coming in"
     drain_title = f"A backlog of {results['records']:,} records of {_VALUE_BYTES} bytes, undisturbed"

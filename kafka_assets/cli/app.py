@@ -9,7 +9,7 @@ from typing import IO, NoReturn
 
 import click
 
-from kafka_assets.cli import commands
+from kafka_assets.cli import commands, operator
 from kafka_assets.cli.session import Session, answers_only_on_stdout
 from kafka_assets.config import parse_duration
 from kafka_assets.errors import KafkaAssetsError, UsageInvalidError
@@ -17,7 +17,7 @@ from kafka_assets.errors import KafkaAssetsError, UsageInvalidError
 INTERRUPTED = 130
 NOBODY_READS = 141
 HELP = frozenset({"-h", "--help"})
-NOT_YET = ("backfill", "reset", "expire", "rename", "quarantine", "init")
+NOT_YET = ("expire", "rename", "quarantine", "init")
 
 
 def main() -> NoReturn:
@@ -236,5 +236,7 @@ def _refuse(name: str) -> click.Command:
     return refused
 
 
+cli.add_command(operator.reset)
+cli.add_command(operator.backfill)
 for _name in NOT_YET:
     cli.add_command(_refuse(_name))

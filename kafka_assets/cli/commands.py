@@ -73,7 +73,7 @@ def plan(session: Session, names: Sequence[str]) -> None:
             [row[key] for key in ("topic", "partition", "from", "until")] for row in answer["batch"]["ranges"]
         ]
         title = f"{name}: next batch, at most {answer['batch']['records_at_most']:,} records"
-        session.console.print(_table(title, ("topic", "partition", "from", "until"), rows))
+        session.console.print(table_of(title, ("topic", "partition", "from", "until"), rows))
 
 
 def ingest(session: Session, names: Sequence[str], timeout: float | None) -> None:
@@ -85,12 +85,17 @@ def ingest(session: Session, names: Sequence[str], timeout: float | None) -> Non
 
     def work(stream: StreamConfig) -> dict[str, Any]:
         with progress_for(session, f"ingest {stream.name}") as progress:
-            return _ingested(drain(stream, runtime, executor, progress=progress, timeout=timeout))
+            return ingested_answer(drain(stream, runtime, executor, progress=progress, timeout=timeout))
 
-    answers = session.each(streams, work, {**_ingested(None)})
+    answers = session.each(streams, work, {**ingested_answer(None)})
     if session.as_json:
         session.answer({"streams": answers})
         return
+    show_ingested(session, "ingested", answers)
+
+
+def show_ingested(session: Session, title: str, answers: Mapping[str, Mapping[str, Any]]) -> None:
+    """Show what runs of batches committed, a line for each stream."""
     columns = ("stream", "batches", "records", "rows", "undeliverable", "lost", "seconds", "records/s")
     rows = [
         [
@@ -105,10 +110,10 @@ def ingest(session: Session, names: Sequence[str], timeout: float | None) -> Non
         ]
         for name, answer in answers.items()
     ]
-    session.console.print(_table("ingested", columns, rows))
+    session.console.print(table_of(title, columns, rows))
 
 
-def _ingested(result: Ingested | None) -> dict[str, Any]:
+def ingested_answer(result: Ingested | None) -> dict[str, Any]:
     counts = ("records", "rows", "quarantined", "filtered", "undeliverable", "lost", "seconds")
     if result is None:
         return {"batches": [], **dict.fromkeys(counts, 0)}
@@ -169,7 +174,7 @@ def status(session: Session, names: Sequence[str]) -> None:
             continue
         counts = ", ".join(f"{count:,} {state}" for state, count in answer["batches"].items())
         rows = [[row[column] for column in columns] for row in answer["partitions"]]
-        session.console.print(_table(f"{name} into {answer['table']}: batches {counts}", columns, rows))
+        session.console.print(table_of(f"{name} into {answer['table']}: batches {counts}", columns, rows))
 
 
 def _status_rows(
@@ -262,7 +267,7 @@ def coverage_table(name: str, partitions: Sequence[Mapping[str, Any]]) -> Table:
     met = [one for one in CLASSES if one in ALWAYS_SHOWN or any(row[one] for row in partitions)]
     columns = ("topic", "partition", "from", "until", *met)
     rows = [[row[column] for column in columns] for row in partitions]
-    return _table(f"{name}: coverage, in offsets", columns, rows)
+    return table_of(f"{name}: coverage, in offsets", columns, rows)
 
 
 def head(session: Session, name: str, rows: int) -> None:
@@ -281,7 +286,7 @@ def head(session: Session, name: str, rows: int) -> None:
             else []
         )
     shown = [[_shortened(cell) for cell in row] for row in found]
-    session.console.print(_table(f"{name}: the first rows of table {stream.table}", columns, shown))
+    session.console.print(table_of(f"{name}: the first rows of table {stream.table}", columns, shown))
 
 
 def _shortened(cell: object) -> object:
@@ -341,7 +346,7 @@ def replay(session: Session, name: str, keys: Sequence[str]) -> None:
         return
     columns = ("topic", "partition", "from", "until", "replaced")
     session.console.print(
-        _table(f"{name}: replayed", columns, [[row[column] for column in columns] for row in ranges])
+        table_of(f"{name}: replayed", columns, [[row[column] for column in columns] for row in ranges])
     )
 
 
@@ -355,7 +360,7 @@ def version(session: Session) -> None:
     if session.as_json:
         session.answer(versions)
         return
-    session.console.print(_table("versions", ("package", "version"), [list(row) for row in versions.items()]))
+    session.console.print(table_of("versions", ("package", "version"), [list(row) for row in versions.items()]))
 
 
 def _executor(session: Session) -> tuple[Runtime, RunExecutor]:
@@ -371,7 +376,7 @@ def _first_error(texts: Iterable[str]) -> KafkaAssetsError:
     return error_from_text(first + "".join(f"\n{text}" for text in more))
 
 
-def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:
+def table_of(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:
     # A title wider than its table would be wrapped.
     table = Table(title=title, title_justify="left", title_style="bold", min_width=len(title))
     for index, column in enumerate(columns):

@@ -50,6 +50,9 @@ class Session:
         config = load_config(self.config_path)
         os.environ["KAFKA_ASSETS_CONFIG"] = str(config.path)
         os.chdir(config.path.parent)
+        # As in `dagster dev`, which is started there: a module beside the file may give the oauth_token.
+        if (folder := str(config.path.parent)) not in sys.path:
+            sys.path.append(folder)
         return config
 
     @cached_property

@@ -7,6 +7,7 @@ import os
 import re
 from typing import TYPE_CHECKING, Literal, cast
 
+from kafka_assets import oauth
 from kafka_assets.config.interpolate import references, substitute
 from kafka_assets.errors import ConfigInvalidError
 
@@ -31,7 +32,6 @@ _REFUSED = {
     " stream's option topics",
     "metadata.broker.list": "use bootstrap.servers instead",
     "sasl.jaas.config": "librdkafka has no JAAS; use sasl.mechanisms, sasl.username and sasl.password",
-    "oauth_token": "oauth_token is not available in this version yet; use sasl.oauthbearer.method: oidc",
 }
 _PYTHON_ONLY = frozenset({"logger", "on_commit", "opaque", "default.topic.config", "default_topic_conf"})
 _SECRET_NAME = re.compile(
@@ -47,7 +47,7 @@ _COMMON = """
     client.dns.lookup client.id client.rack connections.max.idle.ms debug
     enable.ssl.certificate.verification enable.sasl.oauthbearer.unsecure.jwt fetch.error.backoff.ms
     fetch.max.bytes fetch.message.max.bytes fetch.min.bytes fetch.queue.backoff.ms fetch.wait.max.ms
-    group.id group.instance.id group.protocol isolation.level log.connection.close
+    group.id group.instance.id group.protocol isolation.level log.connection.close oauth_token
     max.partition.fetch.bytes max.poll.interval.ms message.max.bytes metadata.max.age.ms
     queued.max.messages.kbytes queued.min.messages receive.message.max.bytes
     reconnect.backoff.max.ms reconnect.backoff.ms retry.backoff.max.ms retry.backoff.ms
@@ -77,7 +77,8 @@ def is_secret(name: str, value: str = "") -> bool:
 class KafkaProperties:
     """The librdkafka properties of a stream, unresolved: `${...}` stands until `resolve()`.
 
-    A value is shown by `describe()` alone, and only where it is not secret.
+    One of them is not librdkafka's: `oauth_token: module:function` names a Python function that gives tokens
+    for SASL/OAUTHBEARER. It is imported when a client is made, never when the file is read. A value is shown by `describe()` alone, and only where it is not secret.
     """
 
     __slots__ = ("_paths", "_texts")
@@ -156,6 +157,12 @@ class KafkaProperties:
                 "kafka.bootstrap.servers",
                 "is missing; give the brokers' addresses, like 127.0.0.1:9092, here or per stream",
             )
+        if oauth.PROPERTY in self._texts and not self._may_use_oauth(values):
+            yield (
+                self._paths[oauth.PROPERTY],
+                "is for SASL/OAUTHBEARER alone; set security.protocol to SASL_SSL or SASL_PLAINTEXT and"
+                " sasl.mechanisms to OAUTHBEARER, or leave it out",
+            )
         # A plugin brings properties of its own, known only once it is loaded.
         plugins = "plugin.library.paths" in self._texts
         for name, text in self._texts.items():
@@ -164,6 +171,18 @@ class KafkaProperties:
             objection = _objection(name, values.get(name), literal=literal, plugins=plugins)
             if objection is not None:
                 yield self._paths[name], objection
+
+    def _may_use_oauth(self, values: Mapping[str, str]) -> bool:
+        """Whether the mechanism is OAUTHBEARER, or in a variable that is not known yet."""
+
+        def one_of(allowed: tuple[str, ...], *names: str) -> bool:
+            return any(
+                values.get(name, allowed[0]).upper() in allowed for name in names if name in self._texts
+            )
+
+        return one_of(("SASL_SSL", "SASL_PLAINTEXT"), "security.protocol") and one_of(
+            ("OAUTHBEARER",), "sasl.mechanisms", "sasl.mechanism"
+        )
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, KafkaProperties) and self._texts == other._texts
@@ -188,6 +207,8 @@ def _objection(name: str, value: str | None, *, literal: bool, plugins: bool) ->
     problem = refusal(name)
     if problem is None and value is not None:
         problem = _bad_value(name, value, f"got {value!r}" if literal else "got something else")
+    if name == oauth.PROPERTY:
+        return problem
     if problem is not None or plugins:
         return problem
     answer = _librdkafka_says(name, value or "") if _NAME.fullmatch(name) else _UNKNOWN
@@ -207,6 +228,8 @@ def _bad_value(name: str, value: str, got: str) -> str | None:
         return f"must be read_committed or read_uncommitted, {got}"
     if name == "bootstrap.servers" and not all(address.strip() for address in value.split(",")):
         return f"must be addresses like host:9092, separated by commas, {got}"
+    if name == oauth.PROPERTY and not oauth.names_function(value):
+        return f"must name a Python function as module:function, {got}"
     if "\0" in value or any("\ud800" <= letter <= "\udfff" for letter in value):
         return "holds a NUL character or is not valid Unicode, which librdkafka cannot take"
     return None

@@ -24,9 +24,14 @@ if TYPE_CHECKING:
     from kafka_assets.ledger import BatchRow
     from kafka_assets.orchestration.runtime import Runtime
 
+MEMORY_BYTES = 96 * 1024**2
+"""What a run keeps in memory between its fetch and its commit; more goes through files."""
+
 IO_MANAGER = "kafka_assets_io"
-"""The ops' small dicts go through a file-system IO manager of their own: the code location's default one may be
-made for tables."""
+"""The ops' small dicts go through a file-system IO manager of their own: the code location's default one may
+be made for tables."""
+
+RANGES_TOLD = 50
 
 _FILES = dg.FilesystemIOManager().get_resource_definition()
 # One object for all streams: Dagster wants the definitions of a resource's name to be identical.
@@ -94,8 +99,8 @@ def _build_asset(stream: "StreamConfig", runtime: "Runtime") -> dg.AssetsDefinit
 
 def _description(stream: "StreamConfig") -> str:
     return (
-        f"Stream `{stream.name}`: Kafka records in table `{stream.table}`, each exactly once. A partition is a"
-        " batch: exact offset ranges planned by the sensor. Materializing one again replaces its rows."
+        f"Stream `{stream.name}`: Kafka records in table `{stream.table}`, each exactly once. A partition is"
+        " a batch: exact offset ranges planned by the sensor. Materializing one again replaces its rows."
     )
 
 
@@ -114,8 +119,7 @@ class _Steps:
                 with warehouse.writing() as connection:
                     ledger.clear_block(connection, stream.name, key)
         slices = batches.slices_of(batch) if generation == batch.generation else ()
-        for planned in batch.ranges:
-            context.log.info(f"planned {planned.range}, {planned.range.size} offsets")
+        context.log.info(_told(batch))
         groups = max(1, min(self.runtime.fetch_groups, len(slices)))
         for index in range(groups):
             yield dg.DynamicOutput(
@@ -145,9 +149,10 @@ class _Steps:
                     batch,
                     slices,
                     name=f"{context.run_id[:8]}-{group['group']}-{context.retry_number}",
+                    memory_bytes=MEMORY_BYTES if _in_one_process(context) else 0,
                 )
         context.log.info(
-            f"fetched {sum(one.rows for one in staged)} records into {len(staged)} staged files,"
+            f"fetched {sum(one.rows for one in staged)} records in {len(staged)} slices,"
             f" {sum(one.size_bytes for one in staged)} bytes"
         )
         return {**group, "slices": [], "staged": [one.to_dict() for one in staged]}
@@ -200,10 +205,11 @@ class _Steps:
 
 
 def _generation_to_replace(context: dg.OpExecutionContext, batch: "BatchRow") -> int:
-    """Return the batch's generation that this run is to move on from: 0 loads it, a higher one replaces its rows.
+    """Return the batch's generation that this run is to move on from: 0 loads it, a higher one replaces it.
 
-    Which of the two is fixed by the first run of a chain of retries, and kept on it as a tag: a run that began
-    before another committed its batch has nothing left to do, and neither has a retry of it, however late.
+    Which of the two is fixed by the first run of a chain of retries, and kept on it as a tag: a run that
+    began before another committed its batch has nothing left to do, and neither has a retry of it, however
+    late.
     """
     root = _first_of_retries(context)
     run_id = root.dagster_run.run_id
@@ -218,16 +224,25 @@ def _generation_to_replace(context: dg.OpExecutionContext, batch: "BatchRow") ->
     return generation
 
 
+def _told(batch: "BatchRow") -> str:
+    # One message: each is a row in Dagster's event log, and a batch may have thousands of ranges.
+    named = "\n".join(str(planned.range) for planned in batch.ranges[:RANGES_TOLD])
+    more = len(batch.ranges) - RANGES_TOLD
+    size = sum(planned.range.size for planned in batch.ranges)
+    return f"{size} offsets are planned:\n{named}" + (f"\nand {more} more ranges" if more > 0 else "")
+
+
 def _in_one_process(context: dg.OpExecutionContext) -> bool:
     """Return whether all steps run here, so that a free lock means a dead run.
 
-    Between two steps that are processes of their own nobody holds the lock: such a run is judged by its silence.
+    Between two steps that are processes of their own nobody holds the lock: such a run is judged by its
+    silence.
     """
     return context.job_def.executor_def.name == dg.in_process_executor.name
 
 
 def _first_of_retries(context: dg.OpExecutionContext) -> dg.RunRecord:
-    """Follow a run's parents as long as they failed: to execute a run again that had succeeded is a new wish."""
+    """Follow a run's parents as long as they failed: to execute again what had succeeded is a new wish."""
     record = context.instance.get_run_record_by_id(context.run_id)
     while record is not None and (parent_id := record.dagster_run.parent_run_id):
         parent = context.instance.get_run_record_by_id(parent_id)

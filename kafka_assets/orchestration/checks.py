@@ -33,9 +33,10 @@ def build_checks(stream: "StreamConfig", runtime: "Runtime") -> list[dg.AssetChe
         asset=key,
         name=COVERAGE,
         description=(
-            "Proves that every planned offset is in exactly one class (loaded, filtered, quarantined, undeliverable,"
-            " lost, removed or pending) and that the table holds exactly the loaded ones. In a batch's run it"
-            " proves that batch; executed alone, the whole stream."
+            "Every planned offset is in exactly one class (loaded, filtered, quarantined, undeliverable,"
+            " lost, removed or pending). The sensor shows once that the ledger's numbers say so; executing"
+            " the check also compares them with what the table holds: in a batch's run of that batch, alone"
+            " of the whole stream. While a stream is stopped it fails, and says what to do."
         ),
     )
     def coverage_check(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
@@ -58,7 +59,8 @@ def build_checks(stream: "StreamConfig", runtime: "Runtime") -> list[dg.AssetChe
         asset=key,
         name=LAG,
         description=(
-            "Passes while the batches that may be in flight at once can take all that Kafka has and the stream has not."
+            "Passes while the batches that may be in flight at once can take all that Kafka has and the"
+            " stream has not."
         ),
     )
     def lag_check() -> dg.AssetCheckResult:
@@ -92,10 +94,10 @@ def lag_of(stream: "StreamConfig", seen: "Survey", plan: "Plan | None" = None) -
 def ledger_evaluation(
     key: dg.AssetKey, connection: "duckdb.DuckDBPyConnection | None", stream: str
 ) -> dg.AssetCheckEvaluation:
-    """Return the part of the coverage proof that the ledger's numbers give: the classes add up to the offsets."""
+    """Return the part of the coverage proof that the ledger's numbers give: the classes add up."""
     partitions = coverage.coverage(connection, stream) if connection and has_ledger(connection) else ()
     flaws = [
-        f"{one.topic}[{one.partition}] [{one.from_offset}, {one.until_offset}): {accounted} offsets are accounted for"
+        f"{one.topic}[{one.partition}] [{one.from_offset}, {one.until_offset}): {accounted} in a class"
         for one in partitions
         if (accounted := sum(getattr(one, name) for name in CLASSES)) != one.until_offset - one.from_offset
     ]
@@ -104,8 +106,8 @@ def ledger_evaluation(
         check_name=COVERAGE,
         passed=not flaws,
         description="\n".join(flaws[:MAX_PROBLEMS_SHOWN])
-        or "By the ledger's numbers every planned offset is in one class. Execute this check to compare them with the"
-        " table.",
+        or "By the ledger's numbers every planned offset is in one class. Execute this check to compare them"
+        " with the table.",
         metadata={
             "proved": "the whole stream, from the ledger alone",
             "problems": len(flaws),

@@ -32,6 +32,7 @@ from kafka_assets.interrupts import interruptible
 from kafka_assets.orchestration.factory import build_definitions_of
 from kafka_assets.orchestration.liveness import host_tag, release
 from kafka_assets.orchestration.naming import PARTITION_TAG, STREAM_TAG
+from kafka_assets.staging import discard_kept
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -141,6 +142,7 @@ class RunExecutor:
                 execute_run(InMemoryJob(self._job), run, self._instance, raise_on_error=False)
         finally:
             release(stream.name, batch)
+            discard_kept(self._runtime.warehouse.staging, stream.name, batch)
         finished = self._instance.get_run_by_id(run.run_id)
         if finished is None:
             raise UsageInvalidError(f"run {run.run_id} was deleted from the Dagster instance while it ran")

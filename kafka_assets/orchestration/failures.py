@@ -27,8 +27,8 @@ POLICY_EXIT_CODE = 3
 def reported(context: dg.OpExecutionContext, warehouse: Warehouse, stream: str, batch: str) -> Iterator[None]:
     """Write an error into the ledger as the batch's last, and turn it into what Dagster does next.
 
-    A locked file or an unreachable broker is tried again twice within the run; nothing else is, since only the
-    sensor counts attempts. A stop by policy blocks the batch until a person acts.
+    A locked file or an unreachable broker is tried again twice within the run; nothing else is, since only
+    the sensor counts attempts. A stop by policy blocks the batch until a person acts.
     """
     try:
         yield

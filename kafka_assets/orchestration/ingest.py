@@ -26,10 +26,10 @@ from kafka_assets.orchestration.prefetch import offer, withdraw
 from kafka_assets.planner import propose, read_state, record, survey, utc_now
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Collection, Mapping
 
     from kafka_assets.config import StreamConfig
-    from kafka_assets.ledger import BatchRow
+    from kafka_assets.ledger import BatchRow, Kind
     from kafka_assets.offsets import TopicPartition
     from kafka_assets.orchestration.execution import RunExecutor
     from kafka_assets.orchestration.runtime import Runtime
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 WAIT_SECONDS = 0.2
 AHEAD = 1
+MEMORY_BYTES = 160 * 1024**2
+"""What one batch keeps in memory until its commit; more goes through files. Two are there at a time."""
 
 
 class Progress(Protocol):
@@ -90,36 +92,59 @@ def ingest(
 
     Never raises a `KafkaAssetsError`: what was committed before it is part of the answer, which carries it.
     """
-    result = Ingested()
+    deadline = None if timeout is None else time.monotonic() + timeout
+    drain = _Drain(stream, runtime, executor, progress, deadline)
+    return _result_of(drain, drain.run)
+
+
+def run_backfill(
+    stream: StreamConfig,
+    runtime: Runtime,
+    executor: RunExecutor,
+    keys: Collection[str],
+    *,
+    progress: Progress,
+) -> Ingested:
+    """Run those backfill batches of `keys` that are not committed, in the order of their keys; plan nothing.
+
+    Never raises a `KafkaAssetsError`: what was committed before it is part of the answer, which carries it.
+    """
+    drain = _Drain(stream, runtime, executor, progress, None, kind="backfill", keys=frozenset(keys))
+    return _result_of(drain, drain.run_planned)
+
+
+def _result_of(drain: _Drain, work: Callable[[], None]) -> Ingested:
     started = time.monotonic()
-    deadline = None if timeout is None else started + timeout
-    drain = _Drain(stream, runtime, executor, progress, deadline, result)
     try:
-        drain.run()
+        work()
     except KafkaAssetsError as error:
-        result.error = error
+        drain.result.error = error
     finally:
         drain.close()
-        result.seconds = round(time.monotonic() - started, 3)
-    return result
+        drain.result.seconds = round(time.monotonic() - started, 3)
+    return drain.result
 
 
 class _Drain:
-    def __init__(  # noqa: PLR0913  one call, in the function above
+    def __init__(
         self,
         stream: StreamConfig,
         runtime: Runtime,
         executor: RunExecutor,
         progress: Progress,
         deadline: float | None,
-        result: Ingested,
+        *,
+        kind: Kind = "live",
+        keys: Collection[str] | None = None,
     ) -> None:
         self._stream = stream
         self._runtime = runtime
         self._executor = executor
         self._progress = progress
         self._deadline = deadline
-        self._result = result
+        self._kind = kind
+        self._keys = keys
+        self.result = Ingested()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix=f"ahead-{stream.name}")
         self._ahead: deque[BatchRow] = deque()
         self._closing = threading.Event()
@@ -140,6 +165,23 @@ class _Drain:
                 self._wait(planned)
             elif not self._others(ends):
                 break
+            else:
+                time.sleep(WAIT_SECONDS)
+        self._raise_what_remains()
+
+    def run_planned(self) -> None:
+        """Run what is planned already, one batch an interval under a rate limit, and plan nothing."""
+        self._progress.total(sum(planned.range.size for batch in self._open() for planned in batch.ranges))
+        limited = self._stream.max_records_per_partition_per_second is not None
+        began: float | None = None
+        while self._open():
+            left = 0.0 if began is None else began + self._stream.interval - time.monotonic()
+            if limited and left > 0:
+                self._wait(left)
+            ours = self._take()
+            if ours:
+                began = time.monotonic()
+                self._execute(ours)
             else:
                 time.sleep(WAIT_SECONDS)
         self._raise_what_remains()
@@ -172,7 +214,7 @@ class _Drain:
                 keys = record(self._stream, self._runtime.warehouse, seen, plan, now=now)
             except PlanConflictError:
                 continue
-            self._result.lost += sum(loss.until_offset - loss.from_offset for loss in plan.losses)
+            self.result.lost += sum(loss.until_offset - loss.from_offset for loss in plan.losses)
             break
         if keys or not plan.lag or self._stream.max_records_per_partition_per_second is None:
             return None
@@ -195,8 +237,11 @@ class _Drain:
         return [
             batch
             for batch in state.open_batches
-            if batch.kind == "live" and not batch.blocked and batch.batch not in self._failed
+            if self._ours(batch) and not batch.blocked and batch.batch not in self._failed
         ]
+
+    def _ours(self, batch: BatchRow) -> bool:
+        return batch.kind == self._kind and (self._keys is None or batch.batch in self._keys)
 
     def _fetch_ahead(self, batch: BatchRow) -> None:
         staged: Future[list[StagedSlice]] = self._pool.submit(
@@ -206,6 +251,7 @@ class _Drain:
             batch,
             batches.slices_of(batch),
             name="ahead",
+            memory_bytes=MEMORY_BYTES,
             should_stop=self._closing.is_set,
         )
         offer(self._stream.name, batch.batch, batch.generation, staged)
@@ -216,7 +262,7 @@ class _Drain:
         now = batches.read_batch(self._stream, self._runtime.warehouse, batch.batch)
         if run.is_success:
             if now.run_id == run.run_id:
-                self._result.add(now)
+                self.result.add(now)
             self._progress.advance(sum(planned.range.size for planned in batch.ranges))
             return
         self._failed.add(batch.batch)
@@ -248,13 +294,13 @@ class _Drain:
         if self._deadline is not None and time.monotonic() > self._deadline:
             raise FetchStalledError(
                 f"ingest of stream {self._stream.name!r} was not done within its --timeout. What is committed stays"
-                f" ({len(self._result.batches)} batches by this call); run it again to go on."
+                f" ({len(self.result.batches)} batches by this call); run it again to go on."
             )
 
     def _raise_what_remains(self) -> None:
         state = read_state(self._stream, self._runtime.warehouse)
         for batch in state.open_batches:
-            if batch.blocked and batch.kind == "live" and batch.batch not in self._stops:
+            if batch.blocked and self._ours(batch) and batch.batch not in self._stops:
                 self._stops[batch.batch] = error_from_text(
                     f"{batch.last_error or 'ATTEMPTS_EXHAUSTED: no error was written down'}\n(batch"
                     f" {batch.batch} is blocked until `kafka-assets replay {self._stream.name} {batch.batch}` or a"

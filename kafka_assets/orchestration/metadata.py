@@ -93,10 +93,11 @@ def _ranges(batch: BatchRow) -> dg.TableMetadataValue:
 
 
 def _next(batch: BatchRow, table: TableName) -> str:
+    query = f"SELECT * FROM {table.quoted} WHERE _kafka_batch = '{batch.batch}'"  # noqa: S608  to be read
     return (
         "These rows are in the table, their offsets in the ledger, both by one transaction.\n\n"
         f"* To fetch and **replace** exactly them: *Materialize* partition `{batch.batch}` again.\n"
         "* To check them: *Execute* the check `coverage`, or run"
         f" `kafka-assets verify {batch.stream}`.\n"
-        f"* To read them: `SELECT * FROM {table.quoted} WHERE _kafka_batch = '{batch.batch}'`."
+        f"* To read them: `{query}`."
     )

@@ -26,6 +26,7 @@ _STATUS = {
     dg.DagsterRunStatus.FAILURE: RunStatus.FAILED,
     dg.DagsterRunStatus.CANCELED: RunStatus.CANCELED,
 }
+_BEING_STARTED = frozenset({dg.DagsterRunStatus.NOT_STARTED, dg.DagsterRunStatus.STARTING})
 
 
 def runs_of(instance: dg.DagsterInstance, names: Names, batch: str, *, now: datetime) -> dict[str, BatchRun]:
@@ -57,8 +58,10 @@ def _view(  # noqa: PLR0913  a record and what it is seen with
     run = record.dagster_run
     status = _STATUS[run.status]
     created_at = record.create_timestamp.timestamp()
-    if run.status is dg.DagsterRunStatus.NOT_STARTED and abs(now.timestamp() - created_at) > LAUNCH_GRACE:
-        # Created by a process that died before it started it: nobody will.
+    last_seen = None if record.dagster_run.is_finished else _last_event(instance, run.run_id)
+    silent = abs(now.timestamp() - (last_seen or created_at))
+    if run.status in _BEING_STARTED and silent > LAUNCH_GRACE:
+        # Whoever was about to start it died before it did: nobody will.
         status = RunStatus.FAILED
     here, boot = this_host()
     host, its_boot = host_of(run)
@@ -68,7 +71,7 @@ def _view(  # noqa: PLR0913  a record and what it is seen with
         attempt=_attempt(names, batch, run.tags.get(RUN_KEY_TAG)),
         same_host=host == here if host else None,
         same_boot=its_boot == boot if its_boot and boot else None,
-        last_seen=_last_event(instance, run.run_id) if status is RunStatus.STARTED else None,
+        last_seen=last_seen,
         ended_at=record.end_time,
         will_retry=run.tags.get(WILL_RETRY_TAG) == "true" and not retried,
         canceled_by_person=status is RunStatus.CANCELED,

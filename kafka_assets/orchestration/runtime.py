@@ -1,4 +1,4 @@
-"""What the assets, sensors and checks of a code location share: the configuration and what is opened from it."""
+"""What assets, sensors and checks of a code location share: the configuration, and what is opened from it."""
 
 from __future__ import annotations
 

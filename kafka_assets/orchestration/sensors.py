@@ -1,7 +1,7 @@
-"""A stream's sensor: each tick compares ledger, brokers and runs, plans what is new and launches what needs a run.
+"""A stream's sensor: a tick compares ledger, brokers and runs, plans what is new, launches what needs a run.
 
-What to launch comes from the ledger alone, so a tick that died anywhere is finished by the next one. The cursor
-holds only what saves work: when lag was last reported, and up to where materializations were seen.
+What to launch comes from the ledger alone, so a tick that died anywhere is finished by the next one. The
+cursor holds only what saves work: when lag was last reported, up to where materializations were seen.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from kafka_assets.planning import Plan
 
 TICK_SECONDS = 1
-"""The daemon looks every 5 s; a longer minimum would be rounded up, and `interval` is applied by the planner."""
+"""The daemon looks every 5 s; a longer minimum would be rounded up. `interval` is applied by the planner."""
 
 LOCK_SECONDS = 2.0
 LAG_REPORT_SECONDS = 60.0
@@ -67,7 +67,8 @@ def build_sensor(stream: StreamConfig, runtime: Runtime) -> dg.SensorDefinition:
         minimum_interval_seconds=TICK_SECONDS,
         default_status=dg.DefaultSensorStatus.RUNNING if stream.enabled else dg.DefaultSensorStatus.STOPPED,
         description=(
-            f"Plans exact offset ranges of stream `{stream.name}` and launches a run for each batch that needs one."
+            f"Plans exact offset ranges of stream `{stream.name}`, and launches a run for each batch that"
+            " needs one."
         ),
     )
 
@@ -169,7 +170,7 @@ class _Tick:
         return seen.state, keys
 
     def _last_key(self) -> str | None:
-        """Return the newest key Dagster has: not used again even if the warehouse, and its ledger, is a new one.
+        """Return the newest key Dagster has: not used again even if the warehouse, with its ledger, is new.
 
         Keys come in the order of being added, which is about that of planning, and a person may add any text.
         """
@@ -224,7 +225,7 @@ class _Tick:
             return ledger.claim_attempt(connection, self.stream.name, batch.batch, batch.attempts, self.now)
 
     def _still_open(self, batch: BatchRow) -> bool:
-        """Look again: a run that has committed the batch since it was read lets go of its lock before it ends."""
+        """Look again: a run that has committed the batch since lets go of its lock before it ends."""
         with self.runtime.warehouse.reading(LOCK_SECONDS) as connection:
             now = ledger.read_batch(connection, self.stream.name, batch.batch)
         return now is not None and (now.state, now.attempts) == (batch.state, batch.attempts)
@@ -250,8 +251,8 @@ class _Tick:
                 ledger.record_failure(connection, self.stream.name, batch.batch, error=text, blocked=True)
         found, _, message = text.partition(": ")
         choice = (
-            f"Batch {batch.batch} is blocked; other batches go on. To run it again: materialize that partition, or"
-            f" `kafka-assets replay {self.stream.name} {batch.batch}`."
+            f"Batch {batch.batch} is blocked; other batches go on. To run it again: materialize that"
+            f" partition, or `kafka-assets replay {self.stream.name} {batch.batch}`."
         )
         self.stops.append(Stop(found, batch.ranges[0].range.topic, None, f"{message}\n{choice}"))
 

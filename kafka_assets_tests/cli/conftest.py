@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import shutil
 from typing import TYPE_CHECKING
 
+import dagster as dg
 import pytest
 
 from kafka_assets_tests.cli.support import DAGSTER, NOWHERE, Project
@@ -22,7 +24,20 @@ def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
     return Project(tmp_path, NOWHERE)
 
 
+@pytest.fixture(scope="session")
+def instance_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The storage of a Dagster instance with no runs yet, which takes a second to make."""
+    folder = tmp_path_factory.mktemp("instance")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        (folder / "dagster.yaml").write_text(DAGSTER)
+        with dg.DagsterInstance.from_config(str(folder)) as instance:
+            instance.get_runs()
+    return folder / ".dagster"
+
+
 @pytest.fixture
-def project(offline: Project, bootstrap: str) -> Project:
+def project(offline: Project, bootstrap: str, instance_files: Path) -> Project:
     """A project on this session's Kafka."""
+    shutil.copytree(instance_files, offline.folder / ".dagster")
     return Project(offline.folder, bootstrap)

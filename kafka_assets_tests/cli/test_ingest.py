@@ -99,17 +99,17 @@ def test_a_rate_limit_is_waited_for_and_the_ends_are_taken_once(
     project: Project, filled: Callable[[int, int], str], produce: Produce
 ) -> None:
     """Between two batches `ingest` says on stderr that it waits; what is produced meanwhile is left for later."""
-    name = filled(1, 4)
+    name = filled(1, 12)
     project.write(
-        {"orders": {"topics": [name], "max_records_per_partition_per_second": 1, "interval": "2s"}}
+        {"orders": {"topics": [name], "max_records_per_partition_per_second": 1, "interval": "6s"}}
     )
     process = project.start("ingest", "--json")
     assert "max_records_per_partition_per_second" in _read_line_with(process, "waiting")
-    produce(name, support.values(5, first=4))
+    produce(name, support.values(5, first=12))
     out, _ = process.communicate(timeout=120)
     assert process.returncode == 0
     answer = json.loads(out)["streams"]["orders"]
-    assert (len(answer["batches"]), answer["records"]) == (2, 4)
+    assert (len(answer["batches"]), answer["records"]) == (2, 12)
     assert project("status")["streams"]["orders"]["partitions"][0]["lag"] == 5
 
 
@@ -149,15 +149,15 @@ def test_transactions(project: Project, bootstrap: str, topic: TopicFactory, pro
 
 def test_two_at_once(project: Project, filled: Callable[[int, int], str]) -> None:
     """Two `ingest` of one stream both exit 0, count only what they committed, and load no record twice."""
-    name = filled(2, 40)
+    name = filled(2, 20)
     project.write({"orders": {"topics": [name], "max_records_per_batch": 10}})
     both = [project.start("ingest", "--json") for _ in range(2)]
     answers = [json.loads(process.communicate(timeout=120)[0])["streams"]["orders"] for process in both]
     assert [process.returncode for process in both] == [0, 0]
-    assert sum(answer["records"] for answer in answers) == 80
+    assert sum(answer["records"] for answer in answers) == 40
     first, second = (set(answer["batches"]) for answer in answers)
     assert not first & second
-    project.assert_each_once(name, partitions=2, count=40)
+    project.assert_each_once(name, partitions=2, count=20)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

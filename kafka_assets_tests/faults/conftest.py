@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from kafka_assets.dev.broker import LocalKafka
 from kafka_assets_tests.faults.story import Story
 
 if TYPE_CHECKING:
@@ -34,10 +35,25 @@ def story_on(
         return told[-1]
 
     yield make
-    assert [what for one in told for what in one.untold] == [], "what was to happen in a fetch did not"
+    assert not any(one.to_come for one in told), "what was to happen in the midst of a fetch did not happen"
 
 
 @pytest.fixture
 def story(story_on: Callable[[str], Story], bootstrap: str) -> Story:
     """A project that reads this session's Kafka."""
     return story_on(bootstrap)
+
+
+@pytest.fixture(scope="package")
+def cluster() -> Iterator[LocalKafka]:
+    """Three nodes, for the stories in which some of them go down; each leaves all of them up."""
+    with LocalKafka(nodes=3) as started:
+        yield started
+
+
+@pytest.fixture
+def cluster_story(cluster: LocalKafka, story_on: Callable[[str], Story]) -> Iterator[Story]:
+    """A project that reads the cluster."""
+    yield story_on(cluster.bootstrap_servers)
+    for node in {1, 2, 3} - set(cluster.pids):
+        cluster.start_node(node)

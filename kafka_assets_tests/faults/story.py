@@ -28,6 +28,9 @@ CLASSES = ("loaded", "filtered", "quarantined", "undeliverable", "lost", "remove
 
 Row = tuple[str, int, int, bytes | None]
 
+HALTED = 10
+"""Steps of a fetch that bring nothing, 50 ms each, after which it has come to a halt."""
+
 SIPPING = {
     # As little ahead of the reader as there may be, so that a fault in the midst of a fetch meets it there.
     "queued.min.messages": "1",
@@ -60,7 +63,7 @@ class Story:
     def __init__(self, folder: Path, bootstrap: str, monkeypatch: pytest.MonkeyPatch) -> None:
         self.file = folder / "streams.yaml"
         self.bootstrap = bootstrap
-        self.untold: list[str] = []
+        self.to_come: list[Callable[[], object]] = []
         self._monkeypatch = monkeypatch
 
     def setting(self, *, kafka: Mapping[str, str] | None = None, **options: object) -> None:
@@ -124,7 +127,7 @@ class Story:
         assert answer.stream["problems"] == []
         return {
             (one["topic"], one["partition"], one["incarnation"]): {
-                name: one[name] for name in ("from", "until", *CLASSES) if one[name] or name in ("from", "until")
+                name: one[name] for name in ("from", "until", *CLASSES) if one[name] or name not in CLASSES
             }
             for one in answer.stream["partitions"]
         }
@@ -136,25 +139,38 @@ class Story:
 
     def rows(self) -> list[Row]:
         """Topic, partition, offset and value of every row, in this order."""
-        return self.query("SELECT _kafka_topic, _kafka_partition, _kafka_offset, _kafka_value FROM orders ORDER BY ALL")
+        return self.query(
+            "SELECT _kafka_topic, _kafka_partition, _kafka_offset, _kafka_value FROM orders ORDER BY ALL"
+        )
+
+    def batch_keys(self) -> list[str]:
+        """The keys of all batches, in the order in which they were planned."""
+        return [key for (key,) in self.query("SELECT batch FROM kafka_assets.batches ORDER BY batch")]
 
     def losses(self) -> list[tuple[str, int, int, int]]:
         """Topic, partition, from and until of every stretch written down as lost."""
-        return self.query('SELECT topic, "partition", from_offset, until_offset FROM kafka_assets.losses ORDER BY ALL')
+        return self.query(
+            'SELECT topic, "partition", from_offset, until_offset FROM kafka_assets.losses ORDER BY ALL'
+        )
 
-    def midway(self, happens: Callable[[], object], after: int = 1) -> None:
-        """Have something happen once in the midst of the next fetch: when so many records have come."""
+    def midway(self, *happenings: Callable[[], object], after: int = 1) -> None:
+        """Have things happen in the midst of the next fetch, once each, in this order.
+
+        The first when so many records have come, each further one when the fetch has come to a halt since.
+        """
         step = RangeReader._step
-        taken, what = 0, f"a fetch of more than {after} records"
-        self.untold.append(what)
+        taken = idle = 0
+        self.to_come = list(happenings)
 
         def stepped(*arguments: Any) -> int:
-            nonlocal taken
+            nonlocal taken, idle
             rows = step(*arguments)
             taken += rows
-            if taken >= after and what in self.untold:
-                self.untold.remove(what)
-                happens()
+            idle = 0 if rows else idle + 1
+            first = len(self.to_come) == len(happenings)
+            if self.to_come and (taken >= after if first else idle >= HALTED):
+                idle = 0
+                self.to_come.pop(0)()
             return rows
 
         self._monkeypatch.setattr(RangeReader, "_step", stepped)

@@ -31,7 +31,9 @@ def instance(home: Path) -> Iterator[dg.DagsterInstance]:
 def bench(tmp_path: Path, instance: dg.DagsterInstance, bootstrap: str) -> Callable[..., Bench]:
     """`bench(topics=[...], max_records_per_batch=10)`: a project with one stream of these options."""
 
-    def make(*, build: dict[str, Any] | None = None, kafka: dict[str, str] | None = None, **options: Any) -> Bench:
+    def make(
+        *, build: dict[str, Any] | None = None, kafka: dict[str, str] | None = None, **options: Any
+    ) -> Bench:
         options = {"interval": "1ms", "stall_timeout": "15s", **options}
         properties = {"bootstrap.servers": bootstrap, **(kafka or {})}
         file = write_streams(tmp_path, properties.pop("bootstrap.servers"), {STREAM: options}, **properties)

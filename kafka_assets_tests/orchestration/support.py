@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
@@ -21,7 +20,7 @@ from dagster._core.snap import snapshot_from_execution_plan
 from kafka_assets import coverage, ledger
 from kafka_assets.config import load_config
 from kafka_assets.formats import get_format
-from kafka_assets.orchestration import liveness, sensors
+from kafka_assets.orchestration import assets, liveness, sensors
 from kafka_assets.orchestration.factory import build_definitions_of
 from kafka_assets.orchestration.naming import PARTITION_TAG, RUN_KEY_TAG
 from kafka_assets.orchestration.runtime import Runtime
@@ -30,6 +29,7 @@ from kafka_assets.warehouse import Warehouse
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from multiprocessing.connection import Connection
+    from pathlib import Path
 
     import pytest
 
@@ -133,13 +133,16 @@ class Bench:
         checks: bool = False,
         parent: dg.DagsterRun | None = None,
     ) -> dg.DagsterRun:
-        """Create a run of a partition; with a parent as Dagster does to execute that one again, tags and all."""
+        """Create a run of a partition; with a parent, as Dagster executes that one again, tags and all."""
         selection = frozenset({self.names.asset_key})
         keys = frozenset(self.checks if checks else ())
         job = self.job.get_subset(asset_selection=selection, asset_check_selection=keys)
         tags = {**(parent.tags if parent else {}), **(tags or {}), PARTITION_TAG: batch}
         if parent:
-            tags |= {"dagster/parent_run_id": parent.run_id, "dagster/root_run_id": parent.root_run_id or parent.run_id}
+            tags |= {
+                "dagster/parent_run_id": parent.run_id,
+                "dagster/root_run_id": parent.root_run_id or parent.run_id,
+            }
         plan = create_execution_plan(job, tags=tags)
         return self.instance.create_run(
             job_name=job.name,
@@ -180,9 +183,7 @@ class Bench:
 
     def run(self, request: dg.RunRequest) -> dg.DagsterRun:
         """Execute what a tick requested."""
-        return self.click(
-            str(request.partition_key), {**request.tags, RUN_KEY_TAG: str(request.run_key)}
-        )
+        return self.click(str(request.partition_key), {**request.tags, RUN_KEY_TAG: str(request.run_key)})
 
     def run_all(self, tick: Tick) -> list[dg.DagsterRun]:
         return [self.run(request) for request in tick.requests]
@@ -205,8 +206,8 @@ class Bench:
     def rows(self) -> tuple[int, int]:
         """Rows of the table, and how many distinct topic, partition, offset they have."""
         ((rows, distinct),) = self.query(
-            "SELECT count(*), count(DISTINCT (_kafka_topic, _kafka_partition, _kafka_offset)) FROM"
-            f" {self.stream.table.quoted}"
+            "SELECT count(*), count(DISTINCT (_kafka_topic, _kafka_partition, _kafka_offset))"  # noqa: S608
+            f" FROM {self.stream.table.quoted}"
         )
         return rows, distinct
 
@@ -214,7 +215,7 @@ class Bench:
         with self.warehouse.reading() as connection:
             return coverage.verify(connection, self.stream.name, get_format(self.stream.format).columns)
 
-    def keys(self) -> list[str]:
+    def partition_keys(self) -> list[str]:
         return list(self.instance.get_dynamic_partitions(self.names.batches))
 
     def materialized(self, batch: str) -> list[Mapping[str, dg.MetadataValue]]:
@@ -258,8 +259,6 @@ def child(target: Any, *arguments: Any) -> Iterator[tuple[Any, Connection]]:
 
 def run_in_child(file: Path, home: Path, run_id: str, pause_at: str, pipe: Connection) -> None:
     """Child: execute a run; pause at a point around its commit until told to go on, or to be killed."""
-    from kafka_assets.orchestration import assets
-
     commit = assets.batches.commit
 
     def paused(*arguments: Any, **named: Any) -> Any:
@@ -298,4 +297,3 @@ def hold_warehouse(file: Path, pipe: Connection) -> None:
 def kill(pid: int | None) -> None:
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
-

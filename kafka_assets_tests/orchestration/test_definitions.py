@@ -89,6 +89,7 @@ THEIRS = '''
 import dagster as dg
 import kafka_assets
 from kafka_assets import batches
+from kafka_assets.slicing import slice_ranges
 
 # Two slices of a small batch.
 batches.OFFSETS_WORTH_A_SLICE = 10
@@ -122,15 +123,15 @@ defs = dg.Definitions.merge(
         jobs=[dg.define_asset_job("both", dg.AssetSelection.assets("orders", "sizes").without_checks())],
         resources={"io_manager": TablesOnly()},
         executor=dg.multiprocess_executor.configured(
-            {"start_method": {"forkserver": {"preload_modules": ["dagster", "kafka_assets.orchestration.assets"]}}}
+            {"start_method": {"forkserver": {"preload_modules": ["kafka_assets.orchestration.assets"]}}}
         ),
     ),
 )
 '''
 
 
-def test_a_location_of_ones_own_with_processes_for_steps(bench, topic, produce, tmp_path, home, instance):
-    """Two fetch steps in processes, an I/O manager that takes tables only, and an asset computed per batch."""
+def test_a_location_of_ones_own_with_processes_for_steps(bench, topic, produce, tmp_path, home):
+    """Two fetch steps in processes, an I/O manager that takes tables only, an asset computed per batch."""
     name = topic(2)
     produce(name, values(10), 0)
     produce(name, values(10), 1)
@@ -139,8 +140,10 @@ def test_a_location_of_ones_own_with_processes_for_steps(bench, topic, produce, 
     (tmp_path / "theirs.py").write_text(THEIRS)
 
     done = subprocess.run(
-        [sys.executable, "-m", "dagster", "job", "execute", "-f", "theirs.py", "-j", "both"]
-        + ["--tags", json.dumps({PARTITION_TAG: batch})],
+        [
+            *(sys.executable, "-m", "dagster", "job", "execute", "-f", "theirs.py", "-j", "both"),
+            *("--tags", json.dumps({PARTITION_TAG: batch})),
+        ],
         cwd=tmp_path,
         env={**os.environ, "DAGSTER_HOME": str(home)},
         capture_output=True,
@@ -148,6 +151,7 @@ def test_a_location_of_ones_own_with_processes_for_steps(bench, topic, produce, 
         check=False,
     )
 
+    instance = here.instance
     assert done.returncode == 0, done.stderr[-3000:]
     assert here.rows() == (20, 20)
     (run,) = instance.get_runs()

@@ -33,9 +33,7 @@ def test_the_sensor_sweeps_once_an_hour_what_nobody_needs(bench, topic, produce,
 
     def left() -> dict[str, list[str]]:
         folders = (committed, pending, unknown)
-        return {
-            folder.name: sorted(file.name for file in folder.glob("*-run-*")) for folder in folders
-        }
+        return {folder.name: sorted(file.name for file in folder.glob("*-run-*")) for folder in folders}
 
     everything = ["0-run-0", "0-run-0.tmp", "1-run-0"]
     later(monkeypatch, HOUR - 60)

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import dagster as dg
+import pytest
+
 from kafka_assets.orchestration import assets, sensors
 from kafka_assets_tests.orchestration.support import STREAM, child, kill, later, run_in_child
 from kafka_assets_tests.support.kafka import values
@@ -9,9 +12,7 @@ def broken(*_: object, **__: object) -> None:
     raise RuntimeError("the disk is on fire")
 
 
-def test_a_failing_batch_is_retried_then_blocked_and_a_click_clears_it(
-    bench, topic, produce, monkeypatch
-):
+def test_a_failing_batch_is_retried_then_blocked_and_a_click_clears_it(bench, topic, produce, monkeypatch):
     """Back-off, next attempt, then a failing check at every tick with the choice; other batches go on."""
     name = topic()
     produce(name, values(5))
@@ -55,8 +56,9 @@ def test_a_failing_batch_is_retried_then_blocked_and_a_click_clears_it(
     assert here.tick().checks("coverage") == []
 
 
-def test_a_run_nobody_started_does_not_hold_up_its_batch(bench, topic, produce, monkeypatch):
-    """A run that was created by a process that died then is reported failed, and the batch launched again."""
+@pytest.mark.parametrize("status", ["NOT_STARTED", "STARTING"])
+def test_a_run_nobody_started_does_not_hold_up_its_batch(bench, topic, produce, monkeypatch, status):
+    """If whoever was to start a run died first, it is reported failed, and the batch launched again."""
     name = topic()
     produce(name, values(5))
     here = bench(topics=[name])
@@ -64,6 +66,11 @@ def test_a_run_nobody_started_does_not_hold_up_its_batch(bench, topic, produce, 
     run = here.create_run(
         str(request.partition_key), {"dagster/run_key": str(request.run_key), **request.tags}
     )
+
+    if status == "STARTING":
+        starting = dg.DagsterEvent(dg.DagsterEventType.RUN_STARTING.value, run.job_name)
+        here.instance.report_dagster_event(starting, run.run_id)
+    assert here.instance.get_run_by_id(run.run_id).status.value == status
 
     assert "a run of it is alive" in (here.tick().skipped or "")
     later(monkeypatch, 400)
@@ -87,7 +94,7 @@ def test_a_cancelled_batch_is_left_to_whoever_cancelled_it(bench, topic, produce
 
 
 def test_a_killed_run_is_launched_again_and_a_living_one_is_not(bench, topic, produce, monkeypatch, home):
-    """The lock tells: while it is held nothing happens, however long; once its process is gone, the run is dead."""
+    """While its lock is held nothing happens, however long; once its process is gone, the run is dead."""
     name = topic()
     produce(name, values(5))
     here = bench(topics=[name])
@@ -152,7 +159,7 @@ def test_a_run_killed_between_its_commit_and_its_event_is_reported_later(
     assert reported.partition == batch
     assert reported.metadata["rows"].value == 5
     assert reported.metadata["outcome"].value == "reported from the ledger"
-    assert here.keys() == [batch]
+    assert here.partition_keys() == [batch]
     later(monkeypatch, 130)
     assert here.tick().materializations == []
     assert here.rows() == (5, 5)

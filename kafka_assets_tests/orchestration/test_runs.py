@@ -20,7 +20,7 @@ def loaded(bench, topic, produce, count=5, **options):
 
 
 def test_a_materialization_shows_what_was_loaded_and_what_to_click_next(bench, topic, produce):
-    """Rows, bytes, seconds, rows a second, the ranges as a table and the next clicks; nothing stays in staging."""
+    """Rows, bytes, seconds, rows a second, ranges as a table, the next clicks; nothing stays in staging."""
     here, batch = loaded(bench, topic, produce, table="lake.orders")
 
     ((shown),) = here.materialized(batch)
@@ -41,7 +41,7 @@ def test_a_materialization_shows_what_was_loaded_and_what_to_click_next(bench, t
 
 
 def test_a_click_on_a_committed_batch_replaces_its_rows_and_proves_them(bench, topic, produce):
-    """The run that a click launches has the checks too; to execute it again, tags and all, replaces once more."""
+    """A click's run has the checks too; to execute that run again, tags and all, replaces once more."""
     here, batch = loaded(bench, topic, produce)
 
     clicked = here.click(batch, checks=True)
@@ -56,9 +56,7 @@ def test_a_click_on_a_committed_batch_replaces_its_rows_and_proves_them(bench, t
     assert [one["outcome"].value for one in here.materialized(batch)] == ["replaced", "replaced", "loaded"]
 
 
-def test_a_run_that_began_before_the_commit_of_another_ends_well_and_so_does_its_retry(
-    bench, topic, produce
-):
+def test_a_run_that_began_before_the_commit_of_another_ends_well_and_so_does_its_retry(bench, topic, produce):
     """Nothing is replaced: it finds the batch committed and reports it."""
     name = topic()
     produce(name, values(5))
@@ -81,7 +79,7 @@ def test_a_run_that_began_before_the_commit_of_another_ends_well_and_so_does_its
 
 
 def test_a_retry_of_a_failed_replay_replaces(bench, topic, produce, monkeypatch):
-    """Whether a run loads or replays is fixed by the first of its retries, also when others replaced since."""
+    """Whether a run loads or replays is fixed by the first of its retries, whatever others replaced since."""
     here, batch = loaded(bench, topic, produce)
     with monkeypatch.context() as patch:
         patch.setattr("kafka_assets.batches.open_staged", lambda _: 1 / 0)
@@ -109,7 +107,7 @@ def test_a_key_the_ledger_does_not_know_fails_and_changes_nothing(bench, topic, 
 
 
 def test_lost_records_block_the_batch_without_a_retry(bench, topic, produce, bootstrap):
-    """Kafka deleted what was planned: DATA_LOST once, then a failing check that names it; other batches go on."""
+    """Kafka deleted what was planned: DATA_LOST once, then a failing check; other batches go on."""
     name = topic()
     produce(name, values(5))
     here = bench(topics=[name])
@@ -151,8 +149,10 @@ def test_a_locked_file_is_tried_again_within_the_run(bench, topic, produce, monk
     assert str(pid) in here.failure(run)
 
 
-def test_no_secret_reaches_dagster_or_the_logs(bench, topic, produce, bootstrap, home, caplog, capfd):
-    """A password among the properties is in no file of the instance, no log and no message, failures included."""
+def test_no_secret_reaches_dagster_or_the_logs(  # noqa: PLR0913, PLR0917  fixtures
+    bench, topic, produce, bootstrap, home, caplog, capfd
+):
+    """A password among the properties is in no file of the instance, log or message, failures included."""
     name = topic()
     produce(name, values(5))
     kafka = {"security.protocol": "PLAINTEXT", "sasl.username": "app", "sasl.password": SECRET}

@@ -8,12 +8,19 @@ from kafka_assets import planner
 from kafka_assets.ledger import PlanConflictError
 from kafka_assets.log import KafkaLog
 from kafka_assets.orchestration import runtime, sensors
-from kafka_assets_tests.orchestration.support import STREAM, Bench, child, hold_warehouse, later, write_streams
+from kafka_assets_tests.orchestration.support import (
+    STREAM,
+    Bench,
+    child,
+    hold_warehouse,
+    later,
+    write_streams,
+)
 from kafka_assets_tests.support.kafka import values
 
 
 def test_a_tick_plans_batches_and_requests_a_run_for_each(bench, topic, produce):
-    """Lag of two batches gives two runs in one tick, each of one partition, without checks; the next tick none."""
+    """Lag of two batches gives two runs in one tick, each of one partition, without checks; the next none."""
     name = topic(2)
     produce(name, values(20), 0)
     here = bench(topics=[name], max_records_per_batch=10)
@@ -22,7 +29,7 @@ def test_a_tick_plans_batches_and_requests_a_run_for_each(bench, topic, produce)
 
     assert len(tick.requests) == 2
     assert tick.run_keys == [f"{STREAM}/{batch}/1" for batch in tick.batches]
-    assert here.keys() == tick.batches == sorted(tick.batches)
+    assert here.partition_keys() == tick.batches == sorted(tick.batches)
     assert [batch.batch for batch in here.state().open_batches] == tick.batches
     for request in tick.requests:
         assert request.asset_selection == [here.names.asset_key]
@@ -38,7 +45,7 @@ def test_a_tick_without_work_says_why_in_numbers(bench, topic, produce):
     """An empty topic, then batches in flight: the reason names what is waited for and how much of it."""
     name = topic()
     here = bench(topics=[name], max_records_per_batch=10, max_batches_in_flight=1)
-    print(here.tick().skipped)
+    assert here.tick().skipped == "caught up: 0 offsets planned over 1 topic-partitions"
 
     produce(name, values(25))
     assert len(here.tick().requests) == 1
@@ -49,7 +56,7 @@ def test_a_tick_without_work_says_why_in_numbers(bench, topic, produce):
 
 
 def test_keys_are_never_used_again(bench, topic, produce, tmp_path, instance):
-    """With the warehouse gone, new keys are greater than any Dagster has, whatever text a person added as one."""
+    """With the warehouse gone, new keys are greater than any in Dagster, whatever text a person added."""
     name = topic()
     produce(name, values(5))
     here = bench(topics=[name])
@@ -64,8 +71,8 @@ def test_keys_are_never_used_again(bench, topic, produce, tmp_path, instance):
 
 
 @pytest.mark.parametrize("point", ["plan recorded", "keys added", "not submitted"])
-def test_a_tick_that_died_is_finished_by_the_next(bench, topic, produce, monkeypatch, instance, point):
-    """Wherever it died, the batch stays as planned and its first attempt is requested again after the grace."""
+def test_a_tick_that_died_is_finished_by_the_next(bench, topic, produce, monkeypatch, point):
+    """Wherever it died, the batch stays as planned, and its first attempt is requested after the grace."""
     name = topic()
     produce(name, values(5))
     here = bench(topics=[name])
@@ -78,7 +85,7 @@ def test_a_tick_that_died_is_finished_by_the_next(bench, topic, produce, monkeyp
 
     with monkeypatch.context() as patch:
         if point == "plan recorded":
-            patch.setattr(instance, "add_dynamic_partitions", die)
+            patch.setattr(here.instance, "add_dynamic_partitions", die)
         elif point == "keys added":
             patch.setattr(sensors, "asdict", die)
         if point == "not submitted":
@@ -88,13 +95,13 @@ def test_a_tick_that_died_is_finished_by_the_next(bench, topic, produce, monkeyp
                 here.evaluate()
 
     (planned,) = here.state().open_batches
-    assert here.keys() == ([] if point == "plan recorded" else [planned.batch])
+    assert here.partition_keys() == ([] if point == "plan recorded" else [planned.batch])
     produce(name, values(5))
     assert planned.batch not in here.tick().batches
     later(monkeypatch, 301)
     request = next(one for one in here.tick().requests if one.partition_key == planned.batch)
     assert request.run_key == f"{STREAM}/{planned.batch}/1"
-    assert planned.batch in here.keys()
+    assert planned.batch in here.partition_keys()
     assert here.run(request).is_success
     assert here.batch(planned.batch).ranges == planned.ranges
     assert here.batch(planned.batch).rows == 5
@@ -137,7 +144,7 @@ def test_a_locked_warehouse_skips_the_tick_and_names_the_holder(bench, topic, pr
 
 
 def test_without_brokers_planned_batches_are_launched_still(bench, topic, produce, monkeypatch, instance):
-    """What is planned does not wait for the brokers; with nothing to launch the tick fails, naming the address."""
+    """What is planned does not wait for the brokers; a tick with nothing to launch fails, naming them."""
     name = topic()
     produce(name, values(5))
     here = bench(topics=[name])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Self
 
@@ -23,11 +24,11 @@ from kafka_assets.progress import RangeProgress
 from kafka_assets.records import RAW_SCHEMA
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 
     from kafka_assets.config import TopicSelection
     from kafka_assets.evidence import RangeEvidence
-    from kafka_assets.offsets import PlannedRange
+    from kafka_assets.offsets import OffsetRange, PlannedRange
 
 OPEN, ABORTED, MARKER, COMPACTED = "open", "aborted", "marker", "compacted"
 """What an offset holds instead of a record that can be delivered."""
@@ -175,6 +176,7 @@ class MemoryReader:
         self._on_data_loss = on_data_loss
         self._batches = self._read()
         self._evidence: tuple[RangeEvidence, ...] | None = None
+        self._values: dict[TopicPartition, dict[int, bytes]] = defaultdict(dict)
 
     def __iter__(self) -> Iterator[pa.RecordBatch]:
         return self._batches
@@ -190,7 +192,12 @@ class MemoryReader:
         assert self._evidence is not None
         return self._evidence
 
-    def _read(self) -> Iterator[pa.RecordBatch]:
+    def values(self, piece: OffsetRange) -> dict[int, bytes]:
+        """What was delivered of a range, by offset."""
+        found = self._values[piece.topic_partition].items()
+        return {offset: value for offset, value in found if piece.from_offset <= offset < piece.until_offset}
+
+    def _read(self) -> Generator[pa.RecordBatch, None, None]:
         self._check_topics()
         progresses = [RangeProgress(planned) for planned in self.ranges]
         for progress in progresses:
@@ -225,6 +232,7 @@ class MemoryReader:
         if found:
             progress.deliver(np.array(list(found), np.int64))
             progress.measure(10 * len(found), min(found), max(found))
+            self._values[progress.planned.range.topic_partition] |= found
             yield _rows(progress.planned.range.topic_partition, found)
 
     def _check_topics(self) -> None:

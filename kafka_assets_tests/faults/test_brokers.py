@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+from confluent_kafka import ElectionType, TopicPartition
+
+from kafka_assets.dev.topics import admin
+from kafka_assets.orchestration import failures
+from kafka_assets_tests.faults.brokers import create_placed, in_sync, led
+from kafka_assets_tests.faults.story import SIPPING, expected
+from kafka_assets_tests.support.kafka import produce, values, wait_until
+
+if TYPE_CHECKING:
+    from kafka_assets.dev.broker import LocalKafka
+    from kafka_assets_tests.faults.story import Row
+
+COUNT = 2000
+PAYLOADS = values(COUNT, size=1000)
+
+
+def fill(cluster: LocalKafka, topic: str, nodes: list[int]) -> list[Row]:
+    """Make a topic on these nodes, with more records than a fetch takes in one sip; the rows they become."""
+    create_placed(cluster.bootstrap_servers, topic, nodes)
+    return expected(topic, more(cluster, topic), PAYLOADS)
+
+
+def more(cluster: LocalKafka, topic: str) -> list[tuple[int, int]]:
+    return produce(cluster.bootstrap_servers, topic, PAYLOADS, 0, {"batch.size": 20_000})
+
+
+def test_the_leader_is_killed_in_the_midst_of_a_fetch_and_leadership_comes_back(cluster, cluster_story):
+    """With three copies a fetch goes on from the new leader, and from the old one when it leads again."""
+    story, bootstrap, name = cluster_story, cluster.bootstrap_servers, "led_by_one"
+    rows = fill(cluster, name, [1, 2, 3])
+    story.setting(topics=[name], kafka=SIPPING)
+    story.midway(lambda: cluster.kill_node(1), after=100)
+
+    story.ingest()
+
+    assert story.rows() == rows
+    assert wait_until(lambda: led(bootstrap, name), "another leader")[0] != 1
+    cluster.start_node(1)
+    wait_until(lambda: in_sync(bootstrap, name) == {1, 2, 3}, "the copies are complete")
+    rows += expected(name, more(cluster, name), PAYLOADS)
+    client = admin(bootstrap)
+
+    def lead_again() -> None:
+        client.elect_leaders(ElectionType.PREFERRED, [TopicPartition(name, 0)]).result(30)
+
+    story.midway(lead_again, after=100)
+    story.ingest()
+
+    assert led(bootstrap, name) == {0: 1}
+    assert story.rows() == rows
+    assert story.proof() == {(name, 0, 0): {"from": 0, "until": 2 * COUNT, "loaded": 2 * COUNT}}
+
+
+def test_a_broker_killed_in_the_midst_of_a_fetch_and_started_again(cluster, cluster_story):
+    """The only copy is away for a while; the fetch waits for it and goes on where it stood."""
+    story, name = cluster_story, "on_two_alone"
+    rows = fill(cluster, name, [2])
+    story.setting(topics=[name], kafka=SIPPING)
+    start = threading.Thread(target=cluster.start_node, args=(2,))
+    story.midway(lambda: cluster.kill_node(2), start.start, after=100)
+
+    story.ingest()
+
+    start.join()
+    assert story.rows() == rows
+    assert story.batches() == {"committed": 1}
+    story.proof()
+
+
+def test_a_broker_that_freezes_and_goes_on(cluster, cluster_story):
+    """It keeps its connections and says nothing; when it goes on within the stall timeout, so does the fetch."""
+    story, name = cluster_story, "on_three_alone"
+    rows = fill(cluster, name, [3])
+    story.setting(topics=[name], kafka=SIPPING)
+    story.midway(lambda: cluster.pause_node(3), lambda: cluster.resume_node(3), after=100)
+
+    story.ingest()
+
+    assert story.rows() == rows
+    story.proof()
+
+
+def test_a_broker_that_stays_frozen_ends_the_fetch_and_a_later_one_makes_up_for_it(
+    cluster, cluster_story, monkeypatch
+):
+    """Beyond the stall timeout the command ends with 4, try again: the batch stays planned, and then it is read."""
+    monkeypatch.setattr(failures, "RETRY_SECONDS", 0)
+    story, name = cluster_story, "frozen_for_long"
+    rows = fill(cluster, name, [3])
+    story.setting(topics=[name], kafka=SIPPING, stall_timeout="1s")
+    story.midway(lambda: cluster.pause_node(3), after=100)
+    try:
+        stalled = story.ingest(exit_code=4)
+    finally:
+        cluster.resume_node(3)
+
+    assert stalled.code == "FETCH_STALLED"
+    assert f"{name}[0] [0, {COUNT})" in stalled.message
+    assert story.rows() == []
+    assert story.batches() == {"planned": 1, "failed": 1}
+
+    story.setting(topics=[name])
+    story.ingest()
+    assert story.rows() == rows
+    assert story.proof() == {(name, 0, 0): {"from": 0, "until": COUNT, "loaded": COUNT}}
