@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from kafka_assets import commits, ledger
-from kafka_assets.errors import BatchUnknownError, KafkaAssetsError, RunFailedError
+from kafka_assets.errors import BatchUnknownError, KafkaAssetsError, RangeUnavailableError, RunFailedError
 from kafka_assets.fetch import RangeReader
 from kafka_assets.formats import get_format
 from kafka_assets.planner import utc_now
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from kafka_assets.config.values import OnDataLoss
     from kafka_assets.ledger import BatchRow
     from kafka_assets.offsets import PlannedRange
+    from kafka_assets.scope import ReplayScope
     from kafka_assets.warehouse import Warehouse
 
 logger = logging.getLogger(__name__)
@@ -70,6 +71,32 @@ def read_batch(stream: StreamConfig, warehouse: Warehouse, key: str) -> BatchRow
     return batch
 
 
+def ranges_to_fetch(
+    stream: StreamConfig, warehouse: Warehouse, batch: BatchRow, scope: ReplayScope
+) -> tuple[PlannedRange, ...]:
+    """Return the ranges that a run of a batch fetches: all of one that is planned, else those to be replaced.
+
+    Raises:
+        UsageInvalidError: The scope names what is no range of the batch.
+        RangeUnavailableError: A range to be replaced is of an earlier incarnation of its topic.
+    """
+    if not batch.generation:
+        return batch.ranges
+    ranges = scope.of(batch.ranges)
+    with warehouse.reading() as connection:
+        positions = ledger.read_stream(connection, stream.name).positions
+    for planned in ranges:
+        position = positions.get(planned.range.topic_partition)
+        if position is not None and planned.incarnation < position.incarnation:
+            # Without topic ids the fetch could not tell, and would read other records under these offsets.
+            raise RangeUnavailableError(
+                f"{planned.range} is of incarnation {planned.incarnation} of its topic, which has begun anew since"
+                f" (incarnation {position.incarnation}): Kafka no longer has these records. The rows stay as they"
+                " are."
+            )
+    return ranges
+
+
 def slices_of(batch: BatchRow) -> tuple[tuple[PlannedRange, ...], ...]:
     """Cut a batch into slices of about even size, one fetching thread each."""
     size = sum(planned.range.size for planned in batch.ranges)
@@ -102,7 +129,8 @@ def stage_slices(
         name: Of this fetch among those of the batch.
         memory_bytes: How much of it all may stay in this process's memory, for a commit that follows in it.
         should_stop: Asked several times a second; True ends the fetch with an error.
-        on_data_loss: Overrides the stream's.
+        on_data_loss: Overrides the stream's, which a replay never follows: what Kafka no longer has is not lost
+            by it, and the commit refuses to replace a row by nothing.
 
     Raises:
         KafkaAssetsError: As the fetch or the decoding of any slice did; the other slices are stopped.
@@ -110,6 +138,7 @@ def stage_slices(
     kafka = stream.kafka.resolve()
     directory = staging_directory(warehouse, stream.name, batch.batch)
     fmt = get_format(stream.format)
+    policy = on_data_loss or ("skip" if batch.generation else stream.on_data_loss)
     failed = False
 
     def fetch(index: int, ranges: Sequence[PlannedRange]) -> StagedSlice:
@@ -119,7 +148,7 @@ def stage_slices(
                 kafka,
                 ranges,
                 stall_timeout=stream.stall_timeout,
-                on_data_loss=on_data_loss or stream.on_data_loss,
+                on_data_loss=policy,
                 should_stop=lambda: failed or (should_stop is not None and should_stop()),
             )
             return stage(
@@ -152,11 +181,12 @@ def commit(
     staged: Sequence[StagedSlice],
     *,
     run_id: str,
+    scope: ReplayScope = commits.WHOLE,
 ) -> Committed:
     """Write a batch's staged rows, its outcomes and its change of state in one transaction.
 
     `batch` is the batch as it was when its run began: planned, and its rows are loaded; committed, and they are
-    replaced. A slice whose file is missing or damaged is fetched again first.
+    replaced, as far as the scope goes. A slice whose file is missing or damaged is fetched again first.
 
     Raises:
         KafkaAssetsError: Nothing was changed.
@@ -165,7 +195,7 @@ def commit(
     for again in (True, False):
         slices, tables = _open_all(stream, warehouse, batch, staged, run_id)
         try:
-            row = _commit_once(stream, warehouse, batch, generation, slices, tables, run_id)
+            row = _commit_once(stream, warehouse, batch, generation, slices, tables, run_id, scope)
         except commits.GenerationMovedError as moved:
             if generation == 0:
                 return Committed(moved.batch, "found committed")
@@ -194,6 +224,7 @@ def _commit_once(  # noqa: PLR0913  the parts of one transaction, passed on once
     staged: Sequence[StagedSlice],
     tables: Sequence[pa.Table],
     run_id: str,
+    scope: ReplayScope,
 ) -> BatchRow:
     fmt = get_format(stream.format)
     try:
@@ -210,6 +241,7 @@ def _commit_once(  # noqa: PLR0913  the parts of one transaction, passed on once
                 run_id=run_id,
                 fingerprint=fmt.fingerprint,
                 now=utc_now(),
+                scope=scope,
             )
     except CommitUnknownError as unknown:
         # The error does not say whether the transaction is in the file; the file does.

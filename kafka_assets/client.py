@@ -33,7 +33,7 @@ _Client = TypeVar("_Client")
 DEFAULT_GROUP_ID = "kafka_assets"
 
 _REFUSED_PROPERTY = re.compile(r"property:? \"([^\"]+)\"")
-_NO_NEW_TOKEN = "Failed to acquire SASL OAUTHBEARER token"
+_NOT_REFRESHED = "Failed to acquire SASL OAUTHBEARER token"
 _MIN_SECRET_LENGTH = 3
 
 _OURS: dict[str, str | bool] = {
@@ -131,6 +131,7 @@ class ClientEvents:
         self.last_transport: str | None = None
         self.all_down = False
         self._refusal: str | None = None
+        self._has_token = False
         self._secrets = [
             str(value)
             for name, value in kafka.items()
@@ -148,8 +149,8 @@ class ClientEvents:
     def on_error(self, error: KafkaError) -> None:
         """Take note of an error that belongs to no call: librdkafka's `error_cb`."""
         kind = kind_of(error)
-        if kind == "auth" and _NO_NEW_TOKEN in error.str():
-            # Told by the function's own error; the token before it may be good for a while, and else is refused.
+        if self._has_token and _NOT_REFRESHED in error.str():
+            # The function's own error is in the log, and the token before is good for a while; then it is refused.
             return
         if kind == "auth":
             self._refusal = self.text(error)
@@ -177,6 +178,7 @@ class ClientEvents:
         """
         source = oauth.TokenSource(name, self._secrets.append)
         source.fetch(config)
+        self._has_token = True
         return source
 
     def raise_refusal(self) -> None:

@@ -106,7 +106,7 @@ class _Removed:
     digest: int = 0
 
 
-def commit_batch(  # noqa: PLR0913  the parts of one transaction, each by its name
+def commit_batch(
     con: duckdb.DuckDBPyConnection,
     stream: str,
     batch: str,

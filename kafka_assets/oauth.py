@@ -72,18 +72,19 @@ class TokenSource:
             raise
 
     def _call(self, config: str) -> tuple[object, ...]:
-        why = None
         try:
             answer = self._function(config)
         except Exception as error:  # noqa: BLE001  whatever it is, it is not shown
-            why = f"it raised {type(error).__name__}"
-        if why is None:
-            if isinstance(answer, tuple) and answer and isinstance(answer[0], str) and answer[0]:
-                self._on_token(answer[0])
-            why = _fault(answer)
-        if why is None:
-            token, expires, *more = answer
-            return (token, float(expires), *more)
+            why: str | None = f"it raised {type(error).__name__}"
+        else:
+            if isinstance(answer, tuple):
+                if answer and isinstance(answer[0], str) and answer[0]:
+                    self._on_token(answer[0])
+                why = _fault(answer)
+                if why is None:
+                    return answer
+            else:
+                why = f"it returned a {type(answer).__name__}, not a tuple of the token and its expiry"
         raise BrokerAuthError(
             f"the function {self.name} of `{PROPERTY}` gave no token for SASL/OAUTHBEARER: {why}. No broker was asked"
             " with it. What it returned or raised is not shown here, as it may hold the token; call it by hand with"
@@ -111,13 +112,10 @@ def _find(name: str) -> Callable[[str], object]:
     raise ConfigInvalidError(f"kafka.{PROPERTY}: {name} cannot be called: {why}. No broker was asked.")
 
 
-def _fault(answer: object) -> str | None:
+def _fault(answer: tuple[object, ...]) -> str | None:
     """Say why what a function returned is no token, None if it is one."""
-    wanted = "it must return a tuple of the token and its expiry"
-    if not isinstance(answer, tuple):
-        return f"it returned a {type(answer).__name__}, and {wanted}"
     if len(answer) not in _LENGTHS:
-        return f"it returned a tuple of {len(answer)}, and {wanted}"
+        return f"it returned a tuple of {len(answer)}, not of the token and its expiry"
     token, expires, *more = answer
     if not (isinstance(token, str) and _TOKEN.fullmatch(token)):
         return "the token that it returned is no text of visible ASCII characters"

@@ -129,7 +129,12 @@ OPTIONS = [
     ("kafka: {metadata.broker.list: a}", ".metadata.broker.list", "not yours", "use bootstrap.servers"),
     ("kafka: {sasl.jaas.config: a}", ".sasl.jaas.config", "not yours", "use sasl.mechanisms"),
     ("kafka: {oauth_token: 'a:b'}", ".kafka.oauth_token", "SASL/OAUTHBEARER alone", "sasl.mechanisms"),
-    ("kafka: {oauth_token: 'os.getcwd()'}", ".kafka.oauth_token", "must name", "module:function"),
+    (
+        "kafka: {security.protocol: SASL_SSL, sasl.mechanisms: OAUTHBEARER, oauth_token: os.getcwd()}",
+        ".kafka.oauth_token",
+        "must name",
+        "module:function",
+    ),
     ("kafka: {error_cb: a}", ".kafka.error_cb", "takes a Python object", "leave it out"),
     ("kafka: {oauth_cb: a}", ".kafka.oauth_cb", "takes a Python object", "leave it out"),
     ("kafka: {logger: a}", ".kafka.logger", "takes a Python object", "leave it out"),

@@ -33,6 +33,10 @@ _REFUSED = {
     "metadata.broker.list": "use bootstrap.servers instead",
     "sasl.jaas.config": "librdkafka has no JAAS; use sasl.mechanisms, sasl.username and sasl.password",
 }
+_OAUTH_ALONE = (
+    "is for SASL/OAUTHBEARER alone; set security.protocol to SASL_SSL or SASL_PLAINTEXT and sasl.mechanisms to"
+    " OAUTHBEARER, or leave it out"
+)
 _PYTHON_ONLY = frozenset({"logger", "on_commit", "opaque", "default.topic.config", "default_topic_conf"})
 _SECRET_NAME = re.compile(
     r"passw|passphrase|secret|token|credential|private|user\.info|jaas|oauthbearer\.config|\.pem$|\.key$",
@@ -77,8 +81,9 @@ def is_secret(name: str, value: str = "") -> bool:
 class KafkaProperties:
     """The librdkafka properties of a stream, unresolved: `${...}` stands until `resolve()`.
 
-    One of them is not librdkafka's: `oauth_token: module:function` names a Python function that gives tokens
-    for SASL/OAUTHBEARER. It is imported when a client is made, never when the file is read. A value is shown by `describe()` alone, and only where it is not secret.
+    One of them is not librdkafka's: `oauth_token: module:function` names a Python function that gives tokens for
+    SASL/OAUTHBEARER. It is imported when a client is made, never when the file is read.
+    A value is shown by `describe()` alone, and only where it is not secret.
     """
 
     __slots__ = ("_paths", "_texts")
@@ -158,11 +163,7 @@ class KafkaProperties:
                 "is missing; give the brokers' addresses, like 127.0.0.1:9092, here or per stream",
             )
         if oauth.PROPERTY in self._texts and not self._may_use_oauth(values):
-            yield (
-                self._paths[oauth.PROPERTY],
-                "is for SASL/OAUTHBEARER alone; set security.protocol to SASL_SSL or SASL_PLAINTEXT and"
-                " sasl.mechanisms to OAUTHBEARER, or leave it out",
-            )
+            yield self._paths[oauth.PROPERTY], _OAUTH_ALONE
         # A plugin brings properties of its own, known only once it is loaded.
         plugins = "plugin.library.paths" in self._texts
         for name, text in self._texts.items():

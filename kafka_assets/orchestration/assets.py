@@ -17,6 +17,7 @@ from kafka_assets.orchestration.liveness import finish, hold, host_tag, release
 from kafka_assets.orchestration.metadata import asset_metadata, batch_metadata
 from kafka_assets.orchestration.naming import GENERATION_TAG, STREAM_TAG, Names
 from kafka_assets.orchestration.prefetch import adopt
+from kafka_assets.scope import ReplayScope
 from kafka_assets.staging import StagedSlice
 
 if TYPE_CHECKING:
@@ -118,7 +119,10 @@ class _Steps:
             if batch.blocked:
                 with warehouse.writing() as connection:
                     ledger.clear_block(connection, stream.name, key)
-        slices = batches.slices_of(batch) if generation == batch.generation else ()
+            # One that was planned when this run began is loaded, by whomever.
+            stands = generation == batch.generation
+            wanted = batches.ranges_to_fetch(stream, warehouse, batch, _scope(context)) if stands else ()
+        slices = batches.slices_of(replace(batch, ranges=wanted))
         context.log.info(_told(batch))
         groups = max(1, min(self.runtime.fetch_groups, len(slices)))
         for index in range(groups):
@@ -165,7 +169,9 @@ class _Steps:
             self._take(key, context)
             batch = replace(batches.read_batch(stream, warehouse, key), generation=fetched[0]["generation"])
             staged = [StagedSlice.from_dict(one) for group in fetched for one in group["staged"]]
-            done = batches.commit(stream, warehouse, batch, staged, run_id=context.run_id)
+            done = batches.commit(
+                stream, warehouse, batch, staged, run_id=context.run_id, scope=_scope(context)
+            )
             finish(stream.name, key)
         context.log.info(
             f"{done.outcome}: {done.batch.rows} rows of batch {key} in table {stream.table},"
@@ -230,6 +236,10 @@ def _told(batch: "BatchRow") -> str:
     more = len(batch.ranges) - RANGES_TOLD
     size = sum(planned.range.size for planned in batch.ranges)
     return f"{size} offsets are planned:\n{named}" + (f"\nand {more} more ranges" if more > 0 else "")
+
+
+def _scope(context: dg.OpExecutionContext) -> ReplayScope:
+    return ReplayScope.from_tags(context.run.tags)
 
 
 def _in_one_process(context: dg.OpExecutionContext) -> bool:

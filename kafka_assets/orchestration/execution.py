@@ -6,6 +6,7 @@ import fcntl
 import logging
 import os
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from dagster._core.remote_origin import CodeLocationOrigin
+    from dagster._core.snap import ExecutionPlanSnapshot
 
     from kafka_assets.config import StreamConfig
     from kafka_assets.orchestration.naming import Names
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
 DEFINITIONS_MODULE = "kafka_assets.definitions"
 
 
+NO_CHECKS = frozenset[dg.AssetCheckKey]()
 RUN_CONFIG: dict[str, object] = {"loggers": {"console": {}}}
 """Chooses the console logger of whoever executes: the quiet one here, the usual one when the UI runs it again."""
 
@@ -105,12 +108,28 @@ def _one_at_a_time(settings: Path) -> Iterator[None]:
         yield
 
 
+@dataclass(frozen=True, slots=True)
+class _StreamJob:
+    """The job of one stream's asset alone, and what its runs do: made once, as it takes as long as a small batch."""
+
+    definition: dg.JobDefinition
+    plan: ExecutionPlanSnapshot
+
+
+class _ChosenJob(InMemoryJob):
+    """A job of exactly what its runs select, which Dagster would work out anew for each of them."""
+
+    def get_subset(self, **_: object) -> _ChosenJob:
+        return self
+
+
 class RunExecutor:
     """Executes batches of one streams file, one run after another: Dagster's logging allows one a process."""
 
     def __init__(self, runtime: Runtime, instance: dg.DagsterInstance) -> None:
         self._runtime = runtime
         self._instance = instance
+        self._jobs: dict[str, _StreamJob] = {}
 
     @cached_property
     def _job(self) -> dg.JobDefinition:
@@ -136,10 +155,11 @@ class RunExecutor:
         """Execute a run of one batch to its end and return it, successful or not."""
         names = self._runtime.names(stream)
         self._instance.add_dynamic_partitions(names.batches, [batch])
-        run = self._create_run(names, {**(tags or {}), PARTITION_TAG: batch, STREAM_TAG: stream.name})
+        job = self._job_of(names)
+        run = self._create_run(names, job, {**(tags or {}), PARTITION_TAG: batch, STREAM_TAG: stream.name})
         try:
             with interruptible():
-                execute_run(InMemoryJob(self._job), run, self._instance, raise_on_error=False)
+                execute_run(_ChosenJob(job.definition), run, self._instance, raise_on_error=False)
         finally:
             release(stream.name, batch)
             discard_kept(self._runtime.warehouse.staging, stream.name, batch)
@@ -148,36 +168,43 @@ class RunExecutor:
             raise UsageInvalidError(f"run {run.run_id} was deleted from the Dagster instance while it ran")
         return finished
 
-    def _create_run(self, names: Names, tags: dict[str, str]) -> dg.DagsterRun:
-        # The asset alone, without its checks: `verify` proves all batches at once.
-        selection, checks = frozenset({names.asset_key}), frozenset[dg.AssetCheckKey]()
-        job = self._job.get_subset(asset_selection=selection, asset_check_selection=checks)
+    def _job_of(self, names: Names) -> _StreamJob:
+        if names.stream not in self._jobs:
+            # The asset alone, without its checks: `verify` proves all batches at once.
+            selection = frozenset({names.asset_key})
+            job = self._job.get_subset(asset_selection=selection, asset_check_selection=NO_CHECKS)
+            plan = create_execution_plan(job, run_config=RUN_CONFIG)
+            self._jobs[names.stream] = _StreamJob(
+                job, snapshot_from_execution_plan(plan, job.get_job_snapshot_id())
+            )
+        return self._jobs[names.stream]
+
+    def _create_run(self, names: Names, job: _StreamJob, tags: dict[str, str]) -> dg.DagsterRun:
         # From its first moment it is a run of this host, so that one killed before its start counts as dead.
         run_id = make_new_run_id()
-        tags = {**tags, **host_tag(run_id)}
-        plan = create_execution_plan(job, run_config=RUN_CONFIG, tags=tags)
+        definition = job.definition
         return self._instance.create_run(
-            job_name=job.name,
+            job_name=definition.name,
             run_id=run_id,
             run_config=RUN_CONFIG,
             status=dg.DagsterRunStatus.STARTING,
-            tags=tags,
+            tags={**tags, **host_tag(run_id)},
             root_run_id=None,
             parent_run_id=None,
             step_keys_to_execute=None,
-            execution_plan_snapshot=snapshot_from_execution_plan(plan, job.get_job_snapshot_id()),
-            job_snapshot=job.get_job_snapshot(),
-            parent_job_snapshot=job.get_parent_job_snapshot(),
-            asset_selection=selection,
-            asset_check_selection=checks,
+            execution_plan_snapshot=job.plan,
+            job_snapshot=definition.get_job_snapshot(),
+            parent_job_snapshot=definition.get_parent_job_snapshot(),
+            asset_selection=frozenset({names.asset_key}),
+            asset_check_selection=NO_CHECKS,
             resolved_op_selection=None,
             op_selection=None,
             remote_job_origin=RemoteJobOrigin(
                 repository_origin=RemoteRepositoryOrigin(self._origin, SINGLETON_REPOSITORY_NAME),
-                job_name=job.name,
+                job_name=definition.name,
             ),
             job_code_origin=None,
-            asset_graph=job.asset_layer.asset_graph,
+            asset_graph=definition.asset_layer.asset_graph,
         )
 
     def failure_of(self, run: dg.DagsterRun) -> str:

@@ -330,14 +330,16 @@ def _outstanding(seen: Survey, ends: Mapping[TopicPartition, int]) -> int:
     )
 
 
-def replay(stream: StreamConfig, runtime: Runtime, executor: RunExecutor, key: str) -> BatchRow:
-    """Run one batch again: a committed one's rows are replaced, a planned one is loaded.
+def replay(
+    stream: StreamConfig, runtime: Runtime, executor: RunExecutor, key: str, scope: ReplayScope = WHOLE
+) -> BatchRow:
+    """Run one batch again: a committed one's rows are replaced, within a scope; a planned one is loaded, whole.
 
     Raises:
         KafkaAssetsError: As the run failed; the rows are as they were.
     """
     batches.read_batch(stream, runtime.warehouse, key)
-    run = executor.execute(stream, key)
+    run = executor.execute(stream, key, scope.to_tags())
     batch = batches.read_batch(stream, runtime.warehouse, key)
     if not run.is_success:
         raise error_from_text(batch.last_error or f"RUN_FAILED: {executor.failure_of(run)}")

@@ -41,7 +41,7 @@ def create_placed(
 ) -> None:
     """Create a topic of one partition whose copies are on these nodes, the first of them leading."""
     client = admin(bootstrap)
-    wanted = NewTopic(topic, replica_assignment=[list(nodes)], config=dict(config or {}))
+    wanted = NewTopic(topic, 1, replica_assignment=[list(nodes)], config=dict(config or {}))
     client.create_topics([wanted])[topic].result(30)
     wait_until(lambda: led(bootstrap, topic) == {0: nodes[0]}, f"node {nodes[0]} leads {topic}")
 
