@@ -8,7 +8,7 @@ ARGS ?=
 .PHONY: help dev demo test check bench bench-receiver clean
 
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-6s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 dev: $(INSTALLED) ## a local Kafka with sample orders, read by `dagster dev`, until Ctrl-C
 	$(BIN)/kafka-assets dev $(ARGS)

@@ -17,6 +17,7 @@ from kafka_assets.errors import BatchUnknownError, KafkaAssetsError, RangeUnavai
 from kafka_assets.fetch import RangeReader
 from kafka_assets.formats import get_format
 from kafka_assets.planner import utc_now
+from kafka_assets.scope import WHOLE
 from kafka_assets.slicing import slice_ranges
 from kafka_assets.staging import StagedDamagedError, StagedSlice, discard, open_staged, stage
 from kafka_assets.warehouse import CommitUnknownError
@@ -181,7 +182,7 @@ def commit(
     staged: Sequence[StagedSlice],
     *,
     run_id: str,
-    scope: ReplayScope = commits.WHOLE,
+    scope: ReplayScope = WHOLE,
 ) -> Committed:
     """Write a batch's staged rows, its outcomes and its change of state in one transaction.
 

@@ -16,7 +16,7 @@ from kafka_assets.ledger import LOSS_ROWS, METADATA_COLUMNS, check_table, loss_r
 from kafka_assets.offsets import OffsetRange, TopicPartition, first_flaw, merge
 from kafka_assets.planning import Loss
 from kafka_assets.removals import removals_of, removed_condition
-from kafka_assets.scope import ReplayScope
+from kafka_assets.scope import WHOLE
 from kafka_assets.statements import changed, insert, quote, quote_table, registered
 
 if TYPE_CHECKING:
@@ -30,15 +30,13 @@ if TYPE_CHECKING:
     from kafka_assets.formats import Column
     from kafka_assets.ledger import BatchRow
     from kafka_assets.offsets import PlannedRange
+    from kafka_assets.scope import ReplayScope
     from kafka_assets.staging import StagedRange, StagedSlice
 
 _OF_THE_COMMIT = ("_kafka_batch", "_ingested_at")
 _STAGED = "_kafka_assets_staged"
 _REPLACED = "_kafka_assets_replaced"
 _WRAP = 1 << 64
-
-WHOLE = ReplayScope()
-"""All ranges of a batch, and no row left that was not fetched again."""
 
 _OUTCOME_ROWS = pa.schema(
     {

@@ -110,6 +110,7 @@ def verify(
     problems = [
         *_sums(partitions),
         *(() if batch else _tiling(con, stream)),
+        *(() if batch else _ledger(con, stream)),
         *_classes(con, stream, batch),
         *_rows(con, stream, table, columns, batch),
     ]
@@ -149,6 +150,13 @@ def _tiling(con: duckdb.DuckDBPyConnection, stream: str) -> Iterator[str]:
             yield f"{where}: {flaw} offset {start}."
         else:
             yield f"{where}: is the last one planned, but the plan ends at offset {end}."
+
+
+def _ledger(con: duckdb.DuckDBPyConnection, stream: str) -> Iterator[str]:
+    named = {"stream": stream, "limit": PROBLEMS_NAMED}
+    for batch, topic, partition, what in con.execute(sql.LEDGER_FLAWS, named).fetchall():
+        parts = [f"batch {batch}" if batch else "", f"{topic}[{partition}]" if topic else ""]
+        yield f"{', '.join(filter(None, parts)) or f'stream {stream}'}: {what}."
 
 
 def _classes(con: duckdb.DuckDBPyConnection, stream: str, batch: str | None) -> Iterator[str]:

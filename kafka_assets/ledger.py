@@ -285,6 +285,15 @@ def read_batch(con: duckdb.DuckDBPyConnection | None, stream: str, batch: str) -
     return found[0] if found else None
 
 
+def read_batches(
+    con: duckdb.DuckDBPyConnection | None, stream: str, keys: Sequence[str]
+) -> tuple[BatchRow, ...]:
+    """Read those of the batches that the ledger has, in the order of their keys."""
+    if con is None or not has_ledger(con):
+        return ()
+    return tuple(_read_batches(con, stream, keys))
+
+
 def positions_report(con: duckdb.DuckDBPyConnection | None, stream: str) -> tuple[PositionReport, ...]:
     """Return how far each topic-partition is planned and committed, every incarnation, in order."""
     if con is None or not has_ledger(con):

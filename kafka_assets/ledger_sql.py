@@ -383,6 +383,160 @@ WHERE {removed}
 GROUP BY ALL
 """
 
+MATCHING_ROWS = """
+SELECT batch, topic, "partition", from_offset, until_offset, count, offset_sum, digest
+FROM (
+    SELECT
+        _kafka_batch AS batch, _kafka_topic AS topic, _kafka_partition AS "partition",
+        count(*) AS count, sum(_kafka_offset)::HUGEINT AS offset_sum, {digest} AS digest
+    FROM {table}
+    WHERE {removed}
+    GROUP BY ALL
+) AS matching
+JOIN kafka_assets_ledger.offset_ranges USING (batch, topic, "partition")
+WHERE stream = $stream
+ORDER BY ALL
+"""
+
+BOOK_REMOVED = """
+UPDATE kafka_assets_ledger.offset_ranges
+SET loaded = loaded - $count,
+    removed = removed + $count,
+    offset_sum = offset_sum - $offset_sum::HUGEINT,
+    digest = CASE WHEN digest_function = $digest_function THEN digest - $digest::HUGEINT END,
+    digest_function = CASE WHEN digest_function = $digest_function THEN digest_function END
+WHERE stream = $stream AND batch = $batch AND topic = $topic AND "partition" = $partition
+"""
+
+COUNT_ROWS_AGAIN = """
+UPDATE kafka_assets_ledger.batches AS counted
+SET "rows" = (
+    SELECT sum(loaded)
+    FROM kafka_assets_ledger.offset_ranges AS one
+    WHERE one.stream = counted.stream AND one.batch = counted.batch
+)
+WHERE stream = $stream AND list_contains($batches, batch)
+"""
+
+DELETE_REMOVALS = """
+DELETE FROM kafka_assets_ledger.removals
+WHERE stream = $stream
+  AND (predicate = $predicate OR (starts_with(predicate, $prefix) AND predicate < $predicate))
+"""
+
+INSERT_REMOVAL = """
+INSERT INTO kafka_assets_ledger.removals
+SELECT $stream, $predicate, max(batch), $now
+FROM kafka_assets_ledger.batches
+WHERE stream = $stream
+"""
+
+FUNCTION_STABILITY = """
+SELECT DISTINCT stability, internal FROM duckdb_functions() WHERE lower(function_name) = $name
+"""
+
+COMMITTED_RANGES = """
+SELECT topic, "partition", from_offset, until_offset, incarnation, topic_id, leader_epoch
+FROM kafka_assets_ledger.offset_ranges
+JOIN kafka_assets_ledger.batches USING (stream, batch)
+WHERE stream = $stream AND state = 'committed'
+ORDER BY topic, "partition", incarnation, from_offset
+"""
+
+COMMITTED_IN_SPAN = """
+SELECT batch, from_offset, until_offset
+FROM kafka_assets_ledger.offset_ranges
+JOIN kafka_assets_ledger.batches USING (stream, batch)
+WHERE stream = $stream AND state = 'committed' AND filtered = 0
+  AND topic = $topic AND "partition" = $partition AND incarnation = $incarnation
+  AND from_offset < $until_offset AND until_offset > $from_offset
+"""
+
+ALL_REMOVALS = """
+SELECT until_batch, predicate
+FROM kafka_assets_ledger.removals
+WHERE stream = $stream AND until_batch IS NOT NULL
+ORDER BY ALL
+"""
+
+DEEP_FLAWS = """
+-- What Kafka delivers of committed ranges, beside the rows of the batches that own them.
+WITH fetched AS (
+    SELECT fetched.*, ranges._kafka_batch
+    FROM {fetched} AS fetched
+    JOIN {ranges} AS ranges USING (_kafka_topic, _kafka_partition)
+    WHERE _kafka_offset >= from_offset AND _kafka_offset < until_offset
+),
+held AS (
+    SELECT {columns}, true AS there
+    FROM {table}
+    WHERE _kafka_batch IN ({batches}) AND _kafka_offset >= {low} AND _kafka_offset < {high}
+),
+compared AS (
+    SELECT
+        fetched.*,
+        CASE WHEN there THEN list_filter([{differing}], lambda name: name IS NOT NULL) END AS differing
+    FROM fetched
+    LEFT JOIN held USING (_kafka_topic, _kafka_partition, _kafka_offset)
+)
+SELECT _kafka_topic, _kafka_partition, _kafka_offset, _kafka_batch, differing
+FROM compared
+ANTI JOIN (
+    SELECT _kafka_topic, _kafka_partition, _kafka_offset, _kafka_batch
+    FROM kafka_assets_ledger.quarantine
+    WHERE stream = $stream
+) AS bad USING (_kafka_topic, _kafka_partition, _kafka_offset, _kafka_batch)
+WHERE CASE WHEN differing IS NULL THEN NOT coalesce({removed}, false) ELSE len(differing) > 0 END
+ORDER BY ALL
+LIMIT $limit
+"""
+
+ALL_KEYS = """
+SELECT batch FROM kafka_assets_ledger.batches WHERE stream = $stream ORDER BY batch
+"""
+
+RENAME_STREAM = """
+UPDATE kafka_assets_ledger.streams
+SET stream = $new, table_schema = $schema, table_name = $name, plan_version = plan_version + 1
+WHERE stream = $old
+"""
+
+TABLES_BY_STREAM = ("positions", "batches", "offset_ranges", "quarantine", "losses", "removals")
+
+RENAME_ROWS = """
+UPDATE kafka_assets_ledger.{table} SET stream = $new WHERE stream = $old
+"""
+
+PLANNED_WITHIN = """
+-- Ranges of the latest incarnation, those of them that meet what is asked.
+SELECT batch, topic, "partition", from_offset, until_offset
+FROM kafka_assets_ledger.offset_ranges
+JOIN (
+    SELECT topic, "partition", max(incarnation) AS incarnation
+    FROM kafka_assets_ledger.positions
+    WHERE stream = $stream
+    GROUP BY ALL
+) AS latest USING (topic, "partition", incarnation)
+WHERE stream = $stream AND {asked}
+ORDER BY batch, topic, "partition"
+"""
+
+BY_OFFSET = """
+topic = $topic AND "partition" = $partition AND from_offset < $until_offset AND until_offset > $from_offset
+"""
+
+BY_TIMESTAMP = """
+max_timestamp >= coalesce($since::TIMESTAMPTZ, '-infinity')
+    AND min_timestamp < coalesce($until::TIMESTAMPTZ, 'infinity')
+"""
+
+ROWS_REPLACED = """
+SELECT _kafka_topic, _kafka_partition, count(*)
+FROM {table}
+WHERE _kafka_batch = $batch AND _ingested_at = $committed_at
+GROUP BY ALL
+"""
+
 INSERT_ROWS = """
 INSERT INTO {table} ({columns}, _kafka_batch, _ingested_at)
 SELECT {columns}, _kafka_batch, $now
@@ -579,6 +733,78 @@ ORDER BY ALL
 LIMIT $limit
 """
 
+LEDGER_FLAWS = """
+-- What has no place in the tiling and in the classes, or could be changed without disturbing them.
+SELECT NULL AS batch, NULL AS topic, NULL AS "partition", what
+FROM (
+    SELECT 'streams has ' || count(*) || ' rows of it' AS what
+    FROM kafka_assets_ledger.streams WHERE stream = $stream GROUP BY stream HAVING count(*) > 1
+)
+UNION ALL
+SELECT
+    NULL, topic, "partition",
+    'positions has ' || count(*) || ' rows of incarnation ' || incarnation
+FROM kafka_assets_ledger.positions
+WHERE stream = $stream
+GROUP BY topic, "partition", incarnation
+HAVING count(*) > 1
+UNION ALL
+SELECT batch, NULL, NULL, 'batches has ' || count(*) || ' rows of it'
+FROM kafka_assets_ledger.batches
+WHERE stream = $stream
+GROUP BY batch
+HAVING count(*) > 1
+UNION ALL
+SELECT batch, NULL, NULL, 'has no ranges'
+FROM (SELECT batch FROM kafka_assets_ledger.batches WHERE stream = $stream) AS named
+ANTI JOIN (SELECT batch FROM kafka_assets_ledger.offset_ranges WHERE stream = $stream) AS ranged USING (batch)
+UNION ALL
+SELECT batch, topic, "partition", 'is a range of a batch that the ledger does not have'
+FROM (SELECT batch, topic, "partition" FROM kafka_assets_ledger.offset_ranges WHERE stream = $stream) AS ranged
+ANTI JOIN (SELECT batch FROM kafka_assets_ledger.batches WHERE stream = $stream) AS named USING (batch)
+UNION ALL
+SELECT batch, NULL, NULL, 'batches counts ' || "rows" || ' rows, its ranges ' || loaded
+FROM (SELECT batch, "rows" FROM kafka_assets_ledger.batches WHERE stream = $stream AND state = 'committed') AS told
+JOIN (
+    SELECT batch, sum(loaded) AS loaded FROM kafka_assets_ledger.offset_ranges WHERE stream = $stream GROUP BY batch
+) AS counted USING (batch)
+WHERE "rows" IS DISTINCT FROM loaded
+UNION ALL
+SELECT batch, topic, "partition", 'has outcomes, and its batch is ' || state
+FROM kafka_assets_ledger.offset_ranges
+JOIN kafka_assets_ledger.batches USING (stream, batch)
+WHERE stream = $stream AND ((state = 'planned' AND loaded IS NOT NULL) OR state NOT IN ('planned', 'committed'))
+UNION ALL
+SELECT
+    batch, topic, "partition",
+    'is of topic id ' || ranged.topic_id || ', its incarnation ' || incarnation || ' of ' || positions.topic_id
+FROM (
+    SELECT stream, batch, topic, "partition", incarnation, topic_id
+    FROM kafka_assets_ledger.offset_ranges WHERE stream = $stream AND topic_id IS NOT NULL
+) AS ranged
+JOIN kafka_assets_ledger.positions USING (stream, topic, "partition", incarnation)
+WHERE ranged.topic_id <> positions.topic_id
+UNION ALL
+SELECT
+    batch, topic, "partition",
+    'losses has [' || lost.from_offset || ', ' || lost.until_offset || '), which is not within it'
+FROM (SELECT * FROM kafka_assets_ledger.losses WHERE stream = $stream AND batch IS NOT NULL) AS lost
+LEFT JOIN (
+    SELECT batch, topic, "partition", incarnation, from_offset, until_offset
+    FROM kafka_assets_ledger.offset_ranges WHERE stream = $stream
+) AS ranged USING (batch, topic, "partition", incarnation)
+WHERE NOT coalesce(lost.from_offset >= ranged.from_offset AND lost.until_offset <= ranged.until_offset, false)
+UNION ALL
+SELECT batch, topic, "partition", removed || ' rows count as removed, and no removal holds for its batch'
+FROM kafka_assets_ledger.offset_ranges
+WHERE stream = $stream AND removed > 0 AND NOT EXISTS (
+    FROM kafka_assets_ledger.removals
+    WHERE removals.stream = $stream AND removals.until_batch >= offset_ranges.batch
+)
+ORDER BY ALL
+LIMIT $limit
+"""
+
 BLOCKS = """
 WITH sized AS (
     SELECT batch, sum(1 + least(coalesce(loaded, 0), (until_offset - from_offset) // 64 + 1)) AS cells
@@ -631,7 +857,7 @@ booked AS (
         batch, topic, "partition", from_offset, until_offset, state,
         CASE WHEN state = 'committed' THEN loaded ELSE 0 END AS loaded,
         offset_sum, digest,
-        filtered + quarantined + removed = 0 AS sum_holds,
+        filtered + quarantined = 0 AS sum_holds,
         digest_function = $digest_function AS digest_holds
     FROM kafka_assets_ledger.offset_ranges
     JOIN kafka_assets_ledger.batches USING (stream, batch)

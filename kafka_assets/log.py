@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import time
 from concurrent.futures import wait
@@ -18,16 +19,19 @@ from kafka_assets.offsets import TopicPartition
 from kafka_assets.planning import LogBounds
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping
+    from collections.abc import Callable, Collection, Iterable, Mapping
     from concurrent.futures import Future
 
     from kafka_assets.config import TopicSelection
+
+logger = logging.getLogger(__name__)
 
 _Key = TypeVar("_Key")
 
 # Untyped there, and not exported by the rules of a type checker.
 _OffsetSpec: Any = confluent_kafka.admin.OffsetSpec  # type: ignore[attr-defined]
 
+_warned: set[tuple[str, str]] = set()
 _ZERO_TOPIC_ID = "AAAAAAAAAAAAAAAAAAAAAA"
 _NO_EPOCH = (None, -1)
 _POLL_SECONDS = 0.05
@@ -147,13 +151,15 @@ class KafkaLog:
             doing=f"describing {_some(names)}",
             timeout=timeout,
         )
-        return {
+        topics = {
             name: TopicInfo(
                 _topic_id(description.topic_id),
                 tuple(sorted(partition.id for partition in description.partitions)),
             )
             for name, description in found.items()
         }
+        self._warn_once(name for name, info in topics.items() if info.topic_id is None)
+        return topics
 
     def bounds(
         self, partitions: Collection[TopicPartition], *, timeout: float | None = None
@@ -243,6 +249,17 @@ class KafkaLog:
             else None
             for partition in specs
         }
+
+    def _warn_once(self, without_id: Iterable[str]) -> None:
+        for name in without_id:
+            if (self._events.addresses, name) not in _warned:
+                _warned.add((self._events.addresses, name))
+                logger.warning(
+                    "the brokers at %s give no topic id of %r: if it is deleted and created again, only its offsets"
+                    " and epochs can show it. Kafka 2.8 and newer give ids.",
+                    self._events.addresses,
+                    name,
+                )
 
     def _names_matching(self, pattern: str) -> list[str]:
         matches = re.compile(pattern).fullmatch

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from kafka_assets import ledger, ledger_sql, planning
 from kafka_assets.config import Assignment
-from kafka_assets.errors import ConfigInvalidError, TableTakenError
+from kafka_assets.errors import ConfigInvalidError, LogTruncatedError, TableTakenError
 from kafka_assets.formats import get_format
 from kafka_assets.starting import resolve_starts, timestamps_to_find
 
@@ -38,7 +38,8 @@ class Survey:
         state: The stream's part of the ledger.
         bounds: The log of every topic-partition the stream reads.
         missing: Topics (or `topic[partition]`) the stream names and the brokers do not have.
-        truncated: Topic-partitions whose high watermark stayed below the planned end in every confirming read.
+        truncated: Topic-partitions whose high watermark stayed below the planned end in every confirming read,
+            and those of which a fetch found it by the leader epochs.
     """
 
     state: StreamState
@@ -63,7 +64,8 @@ def survey(
     state = read_state(stream, warehouse, timeout=timeout)
     found = log.topic_partitions(stream.selection)
     bounds = log.bounds(found.partitions)
-    return Survey(state, bounds, found.missing, _confirm_truncated(state, bounds, log))
+    truncated = _confirm_truncated(state, bounds, log) | _met_by_fetches(state, bounds)
+    return Survey(state, bounds, found.missing, truncated)
 
 
 def _confirm_truncated(
@@ -92,6 +94,25 @@ def _confirm_truncated(
             and again[partition].high_watermark < state.positions[partition].planned_until
         }
     return frozenset(suspects)
+
+
+def _met_by_fetches(
+    state: StreamState, bounds: Mapping[TopicPartition, LogBounds]
+) -> frozenset[TopicPartition]:
+    """Return the topic-partitions with a batch that is blocked because its fetch met a truncated log.
+
+    Once the log has grown past the planned end again its bounds say nothing of it, and to plan on from there would
+    pass over the records that took the place of those taken back.
+    """
+    return frozenset(
+        partition
+        for batch in state.open_batches
+        if batch.blocked and batch.last_error
+        for planned in batch.ranges
+        if batch.last_error.startswith(f"{LogTruncatedError.code}: {planned.range}:")
+        and (partition := planned.range.topic_partition) in bounds
+        and planned.incarnation == state.positions[partition].incarnation
+    )
 
 
 def _is_other_topic(known: str | None, seen: str | None) -> bool:

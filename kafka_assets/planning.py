@@ -513,14 +513,20 @@ def _recreated(topic: str, old: Mapping[TopicPartition, Position], topic_id: str
 
 
 def _truncation(tp: TopicPartition, position: Position, bound: LogBounds) -> Stop:
+    until, missing = position.planned_until, position.planned_until - bound.high_watermark
+    what = (
+        f"the log ends at {bound.high_watermark}, and was planned until {until}. {missing} or more of these offsets"
+        " were taken back, by an unclean leader election or because the topic was recreated, and other records"
+        " may get them"
+        if missing > 0
+        else f"a fetch found by the leader epochs that the log was cut off below {until}, which was planned, and has"
+        f" grown to {bound.high_watermark} since: offsets that were read have other records now"
+    )
     return Stop(
         "LOG_TRUNCATED",
         tp.topic,
         tp.partition,
-        f"{tp}: the log ends at {bound.high_watermark}, and was planned until {position.planned_until}."
-        f" {position.planned_until - bound.high_watermark} or more of these offsets were taken back, by an"
-        " unclean leader election or because the topic was recreated, and other records may get them. Nothing"
-        " of it is planned until you choose: `kafka-assets reset STREAM --to"
+        f"{tp}: {what}. Nothing of it is planned until you choose: `kafka-assets reset STREAM --to"
         f" {tp.topic}:{tp.partition}:{bound.log_start} --yes`, with this or another offset of the log as it"
         " is now, to begin a new incarnation, or `on_data_loss: skip` to do so always, at the log start.",
     )

@@ -69,6 +69,10 @@ class ReplayScope:
         return tuple(one for one in planned if not self.ranges or one.range in self.ranges)
 
 
+WHOLE = ReplayScope()
+"""All ranges of a batch, and no row replaced unless all are fetched again."""
+
+
 def parse_range(text: str) -> OffsetRange:
     """Return the offsets that `TOPIC:PARTITION:FROM:UNTIL` names.
 

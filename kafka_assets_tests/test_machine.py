@@ -9,5 +9,5 @@ from kafka_assets_tests.storm.machine import StormMachine
 TestStorm = StormMachine.TestCase
 TestStorm.__doc__ = "Whatever happens in whatever order, every planned offset is accounted for exactly once."
 TestStorm.settings = settings(
-    max_examples=25, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=25, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
 )

@@ -19,6 +19,7 @@ from kafka_assets.evidence import RangeEvidence
 from kafka_assets.formats import Column
 from kafka_assets.offsets import OffsetRange, PlannedRange, TopicPartition
 from kafka_assets.planning import Loss, Plan, Position
+from kafka_assets.scope import WHOLE
 from kafka_assets.warehouse import Warehouse
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from kafka_assets.ledger import BatchRow
+    from kafka_assets.scope import ReplayScope
 
 STREAM = "orders"
 TABLE = TableName(schema=None, name="orders")
@@ -184,6 +186,7 @@ def commit(  # noqa: PLR0913  what tests vary
     generation: int = 0,
     run: str = "run-1",
     now: datetime = NOW,
+    scope: ReplayScope = WHOLE,
 ) -> BatchRow:
     with warehouse.writing() as con:
         return commits.commit_batch(
@@ -198,6 +201,7 @@ def commit(  # noqa: PLR0913  what tests vary
             run_id=run,
             fingerprint="raw/1",
             now=now,
+            scope=scope,
         )
 
 

@@ -9,7 +9,7 @@ from typing import IO, NoReturn
 
 import click
 
-from kafka_assets.cli import commands, operator
+from kafka_assets.cli import commands, maintenance, operator
 from kafka_assets.cli.session import Session, answers_only_on_stdout
 from kafka_assets.config import parse_duration
 from kafka_assets.errors import KafkaAssetsError, UsageInvalidError
@@ -17,7 +17,7 @@ from kafka_assets.errors import KafkaAssetsError, UsageInvalidError
 INTERRUPTED = 130
 NOBODY_READS = 141
 HELP = frozenset({"-h", "--help"})
-NOT_YET = ("expire", "rename", "quarantine", "init")
+NOT_YET = ("quarantine", "init")
 
 
 def main() -> NoReturn:
@@ -154,34 +154,7 @@ def status(session: Session, streams: tuple[str, ...]) -> None:
 @click.pass_obj
 def verify(session: Session, streams: tuple[str, ...], *, deep: bool) -> None:
     """Prove that every planned offset is accounted for, against the table."""
-    if deep:
-        raise UsageInvalidError(
-            "verify --deep is not available in this version yet. `kafka-assets verify` checks counts, offsets and"
-            " digests of every range against the table."
-        )
-    commands.verify(session, streams)
-
-
-@cli.command()
-@click.argument("stream")
-@click.argument("batches", nargs=-1, metavar="[BATCH]...")
-@click.option("--range", "ranges", multiple=True, metavar="TOPIC:PARTITION:FROM:UNTIL")
-@click.option("--since", metavar="T")
-@click.option("--until", metavar="T")
-@click.option("--merge", is_flag=True)
-@click.pass_obj
-def replay(session: Session, /, stream: str, batches: tuple[str, ...], **later: object) -> None:
-    """Fetch batches again and replace exactly their rows."""
-    if asked := [f"--{'range' if name == 'ranges' else name}" for name, value in later.items() if value]:
-        raise UsageInvalidError(
-            f"replay {', '.join(asked)} is not available in this version yet: name batches."
-            f" `kafka-assets replay {stream} BATCH...` replays whole batches."
-        )
-    if not batches:
-        raise UsageInvalidError(
-            "replay needs the keys of the batches to fetch again, like 20261123T140512042Z"
-        )
-    commands.replay(session, stream, batches)
+    commands.verify(session, streams, deep=deep)
 
 
 @cli.command()
@@ -236,6 +209,9 @@ def _refuse(name: str) -> click.Command:
     return refused
 
 
+cli.add_command(maintenance.replay)
+cli.add_command(maintenance.expire)
+cli.add_command(maintenance.rename)
 cli.add_command(operator.reset)
 cli.add_command(operator.backfill)
 for _name in NOT_YET:

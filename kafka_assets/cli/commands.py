@@ -229,23 +229,11 @@ def _status_rows(
     return rows
 
 
-def verify(session: Session, names: Sequence[str]) -> None:
-    """Prove coverage from the ledger and the table."""
+def verify(session: Session, names: Sequence[str], *, deep: bool = False) -> None:
+    """Prove coverage from the ledger and the table; deep, also against what Kafka still has."""
 
     def work(stream: StreamConfig) -> dict[str, Any]:
-        with session.warehouse.reading() as connection:
-            proof = coverage.verify(connection, stream.name, get_format(stream.format).columns)
-        answer: dict[str, Any] = {
-            "ok": proof.ok,
-            "problems": list(proof.problems),
-            "partitions": [one.to_dict() for one in proof.partitions],
-        }
-        if not proof.ok:
-            answer["error"] = ProofFailedError(
-                f"the coverage proof of stream {stream.name!r} does not hold: {len(proof.problems)} problems, the"
-                f" first: {proof.problems[0]}"
-            )
-        return answer
+        return _proven(session, stream, deep=deep)
 
     answers = session.each(session.streams(names), work, {"ok": False, "problems": [], "partitions": []})
     if session.as_json:
@@ -261,6 +249,42 @@ def verify(session: Session, names: Sequence[str]) -> None:
             session.console.print(
                 f"{name}: the proof holds, every planned offset is accounted for once", style="green"
             )
+        if "compared" in answer:
+            session.console.print(
+                f"{name}: {answer['compared']:,} records fetched again and compared;"
+                f" {answer['gone']:,} committed offsets are no longer within Kafka's reach",
+                highlight=False,
+            )
+
+
+def _proven(session: Session, stream: StreamConfig, *, deep: bool) -> dict[str, Any]:
+    with session.warehouse.reading() as connection:
+        proof = coverage.verify(connection, stream.name, get_format(stream.format).columns)
+    answer: dict[str, Any] = {
+        "ok": proof.ok,
+        "problems": list(proof.problems),
+        "partitions": [one.to_dict() for one in proof.partitions],
+    }
+    try:
+        if deep:
+            answer |= _compared(session, stream, answer["problems"])
+    except KafkaAssetsError as error:
+        return {**answer, "ok": False, "error": error}
+    if not answer["ok"]:
+        answer["error"] = ProofFailedError(
+            f"the coverage proof of stream {stream.name!r} does not hold: {len(answer['problems'])} problems,"
+            f" the first: {answer['problems'][0]}"
+        )
+    return answer
+
+
+def _compared(session: Session, stream: StreamConfig, problems: Sequence[str]) -> dict[str, Any]:
+    from kafka_assets.operations.deep_verify import verify_deep  # noqa: PLC0415  imports the Kafka client
+
+    with session.log(stream) as log, progress_for(session, f"verify {stream.name}") as progress:
+        found = verify_deep(stream, session.warehouse, log, progress=progress)
+    told = [*problems, *found.problems]
+    return {"ok": not told, "problems": told, "compared": found.records, "gone": found.gone}
 
 
 def coverage_table(name: str, partitions: Sequence[Mapping[str, Any]]) -> Table:
@@ -298,56 +322,6 @@ def _shortened(cell: object) -> object:
 
 def _own_columns(stream: StreamConfig) -> list[str]:
     return [column.name for column in get_format(stream.format).columns]
-
-
-def replay(session: Session, name: str, keys: Sequence[str]) -> None:
-    """Run batches again, each replacing exactly its rows."""
-    from kafka_assets import batches  # noqa: PLC0415  imports the Kafka client and DuckDB
-    from kafka_assets.orchestration.ingest import replay as run_again  # noqa: PLC0415  imports Dagster
-
-    stream = session.config.stream(name)
-    keys = list(dict.fromkeys(keys))
-    rows_before = {key: batches.read_batch(stream, session.warehouse, key) for key in keys}
-    runtime, executor = _executor(session)
-    ranges: list[dict[str, Any]] = []
-
-    def work(stream: StreamConfig) -> dict[str, Any]:
-        failed: KafkaAssetsError | None = None
-        with progress_for(session, f"replay {stream.name}") as progress:
-            progress.total(sum(one.range.size for batch in rows_before.values() for one in batch.ranges))
-            for key in keys:
-                before = {
-                    planned: outcome.loaded
-                    for planned, outcome in zip(
-                        rows_before[key].ranges, rows_before[key].outcomes, strict=False
-                    )
-                }
-                try:
-                    batch = run_again(stream, runtime, executor, key)
-                except KafkaAssetsError as error:
-                    failed = failed or error
-                    continue
-                progress.advance(sum(planned.range.size for planned in batch.ranges))
-                ranges.extend(
-                    {
-                        "topic": planned.range.topic,
-                        "partition": planned.range.partition,
-                        "from": planned.range.from_offset,
-                        "until": planned.range.until_offset,
-                        "replaced": before.get(planned, 0),
-                    }
-                    for planned in batch.ranges
-                )
-        return {"ranges": ranges, "error": failed}
-
-    answers = session.each([stream], work, {"ranges": []})
-    if session.as_json:
-        session.answer({"streams": answers})
-        return
-    columns = ("topic", "partition", "from", "until", "replaced")
-    session.console.print(
-        table_of(f"{name}: replayed", columns, [[row[column] for column in columns] for row in ranges])
-    )
 
 
 def version(session: Session) -> None:

@@ -24,6 +24,7 @@ from kafka_assets.ledger import PlanConflictError
 from kafka_assets.orchestration.liveness import hold, release
 from kafka_assets.orchestration.prefetch import offer, withdraw
 from kafka_assets.planner import propose, read_state, record, survey, utc_now
+from kafka_assets.scope import WHOLE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from kafka_assets.orchestration.execution import RunExecutor
     from kafka_assets.orchestration.runtime import Runtime
     from kafka_assets.planner import Survey
+    from kafka_assets.scope import ReplayScope
     from kafka_assets.staging import StagedSlice
 
 WAIT_SECONDS = 0.2

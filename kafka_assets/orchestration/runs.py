@@ -46,7 +46,7 @@ def runs_of(instance: dg.DagsterInstance, names: Names, batch: str, *, now: date
     }
 
 
-def _view(  # noqa: PLR0913  a record and what it is seen with
+def _view(
     instance: dg.DagsterInstance,
     names: Names,
     batch: str,

@@ -100,9 +100,7 @@ def test_a_rate_limit_is_waited_for_and_the_ends_are_taken_once(
 ) -> None:
     """Between two batches `ingest` says on stderr that it waits; what is produced meanwhile is left for later."""
     name = filled(1, 12)
-    project.write(
-        {"orders": {"topics": [name], "max_records_per_partition_per_second": 1, "interval": "6s"}}
-    )
+    project.write({"orders": {"topics": [name], "max_records_per_partition_per_second": 1, "interval": "6s"}})
     process = project.start("ingest", "--json")
     assert "max_records_per_partition_per_second" in _read_line_with(process, "waiting")
     produce(name, support.values(5, first=12))
@@ -180,14 +178,3 @@ def test_an_interrupt_loses_nothing(
     project.write({"orders": {"topics": [name]}})
     assert project("ingest")["streams"]["orders"]["records"] < 60
     project.assert_each_once(name, partitions=1, count=60)
-
-
-def test_a_command_leaves_no_process_behind(project: Project, filled: Callable[[int, int], str]) -> None:
-    """When `ingest` has ended, nothing of its process group is alive."""
-    name = filled(1, 2)
-    project.write({"orders": {"topics": [name]}})
-    process = project.start("ingest", "--json")
-    process.communicate(timeout=120)
-    assert process.returncode == 0
-    with pytest.raises(ProcessLookupError):
-        os.killpg(process.pid, 0)

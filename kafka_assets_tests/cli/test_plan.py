@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from kafka_assets_tests.cli.support import Project
     from kafka_assets_tests.conftest import TopicFactory
 
-Produce = Callable[..., list[support.Place]] if TYPE_CHECKING else object
+    Produce = Callable[..., list[support.Place]]
 
 
 def test_plan_shows_the_batch_that_ingest_then_loads(
@@ -26,14 +26,12 @@ def test_plan_shows_the_batch_that_ingest_then_loads(
     project.write({"orders": {"topics": [name], "max_records_per_batch": 20}})
     batch = project("plan")["streams"]["orders"]["batch"]
     assert batch == {
-        "ranges": [
-            {"topic": name, "partition": partition, "from": 0, "until": 10} for partition in (0, 1)
-        ],
+        "ranges": [{"topic": name, "partition": partition, "from": 0, "until": 10} for partition in (0, 1)],
         "records_at_most": 20,
     }
     first, *_ = project("ingest")["streams"]["orders"]["batches"]
     loaded = project.query(
-        "SELECT topic, partition, from_offset, until_offset FROM kafka_assets.offset_ranges"
+        "SELECT topic, partition, from_offset, until_offset FROM kafka_assets.offset_ranges"  # noqa: S608  a key
         f" WHERE batch = '{first}' ORDER BY ALL"
     )
     assert loaded == [tuple(range_.values()) for range_ in batch["ranges"]]

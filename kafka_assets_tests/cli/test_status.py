@@ -5,7 +5,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from kafka_assets.dev.topics import delete_topic
-from kafka_assets_tests.cli.support import NOWHERE, Project, error_of
+from kafka_assets_tests.cli.support import Project, error_of
 from kafka_assets_tests.support import kafka as support
 
 if TYPE_CHECKING:
@@ -24,7 +24,9 @@ def test_status_before_and_after(project: Project, topic: TopicFactory, produce:
     before = project("status")["streams"]["orders"]
     assert before["table"] == "raw.orders"
     assert before["batches"] == {"planned": 0, "committed": 0, "failed": 0, "blocked": 0}
-    assert [(row["partition"], row["end"], row["planned_until"], row["lag"]) for row in before["partitions"]] == [
+    assert [
+        (row["partition"], row["end"], row["planned_until"], row["lag"]) for row in before["partitions"]
+    ] == [
         (0, 5, None, 5),
         (1, 0, None, 0),
     ]
@@ -51,20 +53,6 @@ def test_status_before_and_after(project: Project, topic: TopicFactory, produce:
     text = project.text("status")
     assert "orders into raw.orders" in text
     assert "1 committed" in text
-
-
-def test_status_without_the_broker(project: Project, topic: TopicFactory, produce: Produce) -> None:
-    """With the brokers away `status` still gives the ledger's part, the error beside it, and exits 4."""
-    name = topic()
-    produce(name, support.values(5))
-    project.write({"orders": {"topics": [name]}})
-    project("ingest")
-    Project(project.folder, NOWHERE).write({"orders": {"topics": [name]}})
-    answer = project("status", exit_code=4)
-    assert error_of(answer, "orders")[0] == "BROKER_UNREACHABLE"
-    assert answer["streams"]["orders"]["batches"]["committed"] == 1
-    (row,) = answer["streams"]["orders"]["partitions"]
-    assert (row["committed_until"], row["end"], row["lag"]) == (5, None, None)
 
 
 def test_status_does_not_mix_a_topic_with_its_successor(

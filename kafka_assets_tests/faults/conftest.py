@@ -46,14 +46,14 @@ def story(story_on: Callable[[str], Story], bootstrap: str) -> Story:
 
 @pytest.fixture(scope="package")
 def cluster() -> Iterator[LocalKafka]:
-    """Three nodes, for the stories in which some of them go down; each leaves all of them up."""
+    """Three nodes, for the stories in which some of them go down."""
     with LocalKafka(nodes=3) as started:
         yield started
 
 
 @pytest.fixture
-def cluster_story(cluster: LocalKafka, story_on: Callable[[str], Story]) -> Iterator[Story]:
-    """A project that reads the cluster."""
-    yield story_on(cluster.bootstrap_servers)
+def cluster_story(cluster: LocalKafka, story_on: Callable[[str], Story]) -> Story:
+    """A project that reads the cluster, all of whose nodes are up."""
     for node in {1, 2, 3} - set(cluster.pids):
         cluster.start_node(node)
+    return story_on(cluster.bootstrap_servers)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
@@ -12,13 +13,22 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-@pytest.fixture
-def home(tmp_path: Path) -> Path:
-    """The instance's folder."""
-    folder = tmp_path / "home"
-    folder.mkdir()
+@pytest.fixture(scope="session")
+def new_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an instance that is new; to make its databases takes longer than to copy them."""
+    folder = tmp_path_factory.mktemp("instance")
     (folder / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
+    with dg.DagsterInstance.from_config(str(folder)) as made:
+        made.get_runs()
+        made.get_dynamic_partitions("none")
+        made.all_instigator_state()
     return folder
+
+
+@pytest.fixture
+def home(tmp_path: Path, new_home: Path) -> Path:
+    """The instance's folder."""
+    return shutil.copytree(new_home, tmp_path / "home")
 
 
 @pytest.fixture

@@ -149,9 +149,7 @@ def test_a_locked_file_is_tried_again_within_the_run(bench, topic, produce, monk
     assert str(pid) in here.failure(run)
 
 
-def test_no_secret_reaches_dagster_or_the_logs(  # noqa: PLR0913, PLR0917  fixtures
-    bench, topic, produce, bootstrap, home, caplog, capfd
-):
+def test_no_secret_reaches_dagster_or_the_logs(bench, topic, produce, bootstrap, home, caplog, capfd):
     """A password among the properties is in no file of the instance, log or message, failures included."""
     name = topic()
     produce(name, values(5))
