@@ -290,7 +290,7 @@ class Warehouse:
         connection = self._connection()
         try:
             connection.execute(
-                f"ATTACH {literal(str(fresh))} AS {CATALOG} (STORAGE_VERSION {literal(STORAGE_VERSION)})"
+                f"ATTACH {literal(str(fresh))} AS {CATALOG} (TYPE duckdb, STORAGE_VERSION {literal(STORAGE_VERSION)})"
             )
             connection.execute(f"CHECKPOINT {CATALOG}")
             connection.execute(f"DETACH {CATALOG}")
@@ -339,7 +339,7 @@ class Warehouse:
         while True:
             connection = self._connection()
             try:
-                connection.execute(f"ATTACH {literal(str(self.path))} AS {CATALOG} ({access})")
+                connection.execute(f"ATTACH {literal(str(self.path))} AS {CATALOG} (TYPE duckdb, {access})")
             except duckdb.Error as error:
                 if isinstance(error, duckdb.FatalException):
                     self._standing.drop()
@@ -354,7 +354,8 @@ class Warehouse:
                     ) from error
                 if "Could not set lock" not in text:
                     raise _translated(error) or WarehouseInvalidError(
-                        f"the warehouse {self.path} cannot be used: {error}"
+                        f"the warehouse {self.path} cannot be used: {error} It was not touched. Name another file in"
+                        " `warehouse.uri`, or move this one away."
                     ) from error
                 pause = random.uniform(0.2, 1) * _FOREIGN_PAUSE  # noqa: S311  jitter, not a secret
                 if time.monotonic() + pause > deadline:

@@ -61,10 +61,7 @@ def _text_of(file: Path) -> str:
     try:
         return file.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
-        problem = (
-            f"no streams file at {file}; name one with --config or KAFKA_ASSETS_CONFIG,"
-            " or make one with `kafka-assets init`"
-        )
+        problem = f"no streams file at {file}; make one, or name another with --config or KAFKA_ASSETS_CONFIG"
     except IsADirectoryError:
         problem = f"{file} is a folder; name the streams file in it, like {file / _DEFAULT_FILE}"
     except UnicodeDecodeError as error:

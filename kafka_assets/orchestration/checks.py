@@ -80,7 +80,8 @@ def lag_of(stream: "StreamConfig", seen: "Survey", plan: "Plan | None" = None) -
         if position is not None:
             lag += max(0, bounds.end - position.planned_until)
             held_back += bounds.high_watermark - bounds.end
-    open_ranges = [batch.ranges for batch in seen.state.open_batches] + list(plan.batches if plan else ())
+    live = [batch.ranges for batch in seen.state.open_batches if batch.kind == "live"]
+    open_ranges = live + list(plan.batches if plan else ())
     pending = sum(planned.range.size for ranges in open_ranges for planned in ranges)
     capacity = stream.max_records_per_batch * stream.max_batches_in_flight
     return lag + pending <= capacity, {
