@@ -384,7 +384,9 @@ GROUP BY ALL
 """
 
 MATCHING_ROWS = """
-SELECT batch, topic, "partition", from_offset, until_offset, count, offset_sum, digest
+SELECT
+    batch, topic, "partition", from_offset, until_offset,
+    matching.count, matching.offset_sum, matching.digest
 FROM (
     SELECT
         _kafka_batch AS batch, _kafka_topic AS topic, _kafka_partition AS "partition",

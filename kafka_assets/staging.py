@@ -15,7 +15,7 @@ import zlib
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import IO, TYPE_CHECKING, Any, Protocol, Self
 
 import pyarrow as pa
 
@@ -303,9 +303,15 @@ class _StagedFile:
         self._rows = 0
         self.size = 0
         with self._naming_full_disk():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self._temporary.open("wb", buffering=0)
+            self._file = self._opened()
         self._writer = pa.ipc.new_file(pa.PythonFile(_Sink(self._append), mode="w"), schema)
+
+    def _opened(self) -> IO[bytes]:
+        while True:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            # Another run that has just committed the batch may remove the folder, empty as it is, in between.
+            with suppress(FileNotFoundError):
+                return self._temporary.open("wb", buffering=0)
 
     @property
     def checksum(self) -> str:

@@ -137,7 +137,7 @@ def all_logs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def write(
     guarded: GuardedKafka, certificates: dict[str, Certificate], orders: Callable[..., str], project: Project
 ) -> Callable[..., None]:
-    """`write(function="secret_tokens:get")`: two streams full of secrets, with librdkafka as talkative as can be."""
+    """`write(function="secret_tokens:get")`: two streams full of secrets, and with librdkafka talking of both."""
     guarded.add_user("keeper", PASSWORD)
     first, second = orders("keeper"), orders("bearer")
     (project.folder / "dagster.yaml").write_text(DEBUGGED)
@@ -154,7 +154,7 @@ def write(
             "orders": {"topics": [first], "kafka": scram, "interval": "1ms", "stall_timeout": "20s"},
             "bearers": {"topics": [second], "kafka": guarded.bearer(function, CLIENT_SECRET), "interval": "1ms"},
         }
-        project.write(streams, kafka={"debug": "all"})
+        project.write(streams, kafka={"debug": "conf,security"})
 
     make()
     return make

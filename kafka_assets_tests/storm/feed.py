@@ -35,7 +35,12 @@ class Feed(threading.Thread):
         self._stopped = threading.Event()
         self._number = 0
         self._producer = Producer(
-            {"bootstrap.servers": bootstrap, "transactional.id": f"storm-{uuid.uuid4()}", "linger.ms": 1}
+            {
+                "bootstrap.servers": bootstrap,
+                "transactional.id": f"storm-{uuid.uuid4()}",
+                "linger.ms": 1,
+                "log_level": 0,
+            }
         )
         self._producer.init_transactions(_SECONDS)
 
@@ -78,5 +83,6 @@ class Feed(threading.Thread):
         """End with the transaction at hand."""
         self._stopped.set()
         self.join()
+        self._producer.close()
         if self.failed is not None:
             raise self.failed

@@ -33,7 +33,7 @@ PROJECT = Path(__file__).parents[2]
 STREAM = "orders"
 PARTITIONS = 3
 RATE = 150
-LIFE_SECONDS = 1.5
+LIFE_SECONDS = 2.0
 POINT_SECONDS = 10.0
 START_SECONDS = 120.0
 TICK_SECONDS = 30.0
@@ -160,16 +160,16 @@ class Storm:
         while done < kills:
             name = next(names) if self._choice.random() < 0.7 else None  # noqa: PLR2004  a share
             many = min(kills - done, 2 if self._choice.random() < 0.25 else 1)  # noqa: PLR2004  a share
-            self._end_lives([self._begin() for _ in range(many)], name)
+            self._end_lives([self._begin(name) for _ in range(many)], name)
             done += many
             self._tell(done, kills, "commands")
 
-    def _begin(self) -> ForkServerProcess:
+    def _begin(self, name: str | None) -> ForkServerProcess:
         command = ["ingest"]
-        committed = self._committed() if self._choice.random() < 0.15 else []  # noqa: PLR2004  a share
-        if committed:
+        everywhere = name is None or name in points.FETCH or name in points.COMMIT
+        if everywhere and self._choice.random() < 0.2 and (committed := self._committed()):  # noqa: PLR2004
             command = ["replay", STREAM, self._choice.choice(committed)]
-        files = self._choice.random() < 0.5  # noqa: PLR2004  a half
+        files = name in points.STAGE or self._choice.random() < 0.3  # noqa: PLR2004  a share
         process = _forks.Process(
             target=lives.live, args=(self.folder, command), kwargs={"files": files, "again": True}
         )

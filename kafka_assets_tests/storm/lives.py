@@ -13,6 +13,9 @@ from kafka_assets_tests.storm import points
 
 points.install()
 
+# What Dagster imports when it opens an instance, which would be half of a life.
+import dagster._core.storage.sqlite_storage
+import dagster._core.storage.upath_io_manager  # noqa: F401
 import kafka_assets.orchestration.assets  # noqa: E402  watched from here on
 import kafka_assets.orchestration.ingest  # noqa: E402
 from kafka_assets.cli import app  # noqa: E402

@@ -266,7 +266,7 @@ class StormMachine(RuleBasedStateMachine):
         partitions=st.integers(1, 2),
         limit=st.sampled_from([3, 10, 40, 1000]),
         latest=st.integers(0, 3),
-        counts=st.lists(st.integers(1, 20), max_size=3),
+        counts=st.lists(st.integers(1, 20), min_size=1, max_size=4),
         skip=st.integers(0, 3),
         restart=st.integers(0, 3),
     )
@@ -512,10 +512,17 @@ class StormMachine(RuleBasedStateMachine):
             return
         self._fetch_amid(run, slices, halfway, part)
 
-    @action(3, which=numbers, halfway=st.integers(0, 15), part=parts, fate=fates)
-    def run_whole(self, which: int, halfway: int, part: int, fate: Fate) -> None:
+    @action(
+        3,
+        which=numbers,
+        replays=st.integers(0, 3).map(lambda one: one == 0),
+        halfway=st.integers(0, 15),
+        part=parts,
+        fate=fates,
+    )
+    def run_whole(self, which: int, replays: bool, halfway: int, part: int, fate: Fate) -> None:
         """A run from its start to its end."""
-        keys = [key for key, generation in self.generations.items() if not generation]
+        keys = [key for key, generation in self.generations.items() if bool(generation) == replays]
         if not keys:
             return
         run = self._start(keys[which % len(keys)])
@@ -601,6 +608,9 @@ class StormMachine(RuleBasedStateMachine):
                 assert all(
                     values.keys() <= read.values[at].keys() for at, values in before_it.values.items()
                 ), "a replay took rows away"
+                # What is gone only now was read, or was never deliverable.
+                for at in read.lost:
+                    read.lost[at] &= before_it.lost[at]
             self.reads[key] = read
             self.generations[key] = is_at + 1
         if isinstance(failure, RangeUnavailableError):
