@@ -5,7 +5,7 @@ INSTALLED := $(VENV)/.installed
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help dev demo test check bench bench-receiver clean
+.PHONY: help dev demo test check storm bench bench-receiver clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -24,6 +24,9 @@ check: $(INSTALLED) ## lint, format, types and all tests: what CI runs
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest $(ARGS)
+
+storm: $(INSTALLED) ## tries to break the promise: 10,000 examples of the model, 1,000 kills (ARGS="--kills 100")
+	$(BIN)/python -m kafka_assets_tests.storm $(ARGS)
 
 bench: $(INSTALLED) ## the measurements behind what is claimed about speed
 	$(BIN)/python -m benchmarks $(ARGS)

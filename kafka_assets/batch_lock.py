@@ -113,8 +113,10 @@ class BatchLock:
         me = Holder(
             socket.gethostname(), os.getpid(), boot_id(), " ".join(sys.argv)[:_COMMAND_LENGTH], time.time()
         )
-        os.ftruncate(self._descriptor, 0)
-        os.pwrite(self._descriptor, json.dumps(asdict(me)).encode(), 0)
+        # On a full disk the lock holds all the same, by nobody that can be named.
+        with suppress(OSError):
+            os.ftruncate(self._descriptor, 0)
+            os.pwrite(self._descriptor, json.dumps(asdict(me)).encode(), 0)
 
     def _forget(self) -> None:
         # In a forked child: closing drops no lock as long as the parent has the file open.

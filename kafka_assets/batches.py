@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import logging
 import os
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from kafka_assets import commits, ledger
 from kafka_assets.errors import BatchUnknownError, KafkaAssetsError, RangeUnavailableError, RunFailedError
-from kafka_assets.fetch import RangeReader
+from kafka_assets.fetch import FetchCancelledError, RangeReader
 from kafka_assets.formats import get_format
 from kafka_assets.planner import utc_now
 from kafka_assets.scope import WHOLE
@@ -168,11 +168,16 @@ def stage_slices(
     with ThreadPoolExecutor(len(slices), thread_name_prefix=f"fetch-{batch.batch}") as pool:
         futures = [pool.submit(fetch, index, ranges) for index, ranges in enumerate(slices)]
         try:
-            return [future.result() for future in futures]
+            wait(futures)
         except BaseException:
             # An interrupt reaches this thread alone: the fetching ones have to be told.
             failed = True
             raise
+    errors = [error for future in futures if (error := future.exception()) is not None]
+    if errors:
+        # The error of one slice stops the others, and that they were stopped says nothing of it.
+        raise next((error for error in errors if not isinstance(error, FetchCancelledError)), errors[0])
+    return [future.result() for future in futures]
 
 
 def commit(
@@ -217,7 +222,7 @@ def commit(
     raise AssertionError("unreachable: the second round returns or raises")
 
 
-def _commit_once(  # noqa: PLR0913  the parts of one transaction, passed on once
+def _commit_once(
     stream: StreamConfig,
     warehouse: Warehouse,
     batch: BatchRow,

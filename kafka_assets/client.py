@@ -235,6 +235,7 @@ def create_admin(kafka: Mapping[str, str], events: ClientEvents) -> AdminClient:
 
     Raises:
         ConfigInvalidError: librdkafka refuses a property.
+        BrokerAuthError: `oauth_token` gave no token.
     """
     return _create(AdminClient, {**kafka, "allow.auto.create.topics": False}, kafka, events)
 
@@ -249,6 +250,7 @@ def create_consumer(kafka: Mapping[str, str], tuning: Mapping[str, str], events:
 
     Raises:
         ConfigInvalidError: librdkafka refuses a property, or it is one of those set here.
+        BrokerAuthError: `oauth_token` gave no token.
     """
     for name, ours in _OURS.items():
         if name in kafka and str(kafka[name]).lower() != str(ours).lower():
@@ -273,6 +275,8 @@ def _create(
         return make(settings, logger=_Lines(events))
     except (KafkaException, TypeError, ValueError) as refused:
         error = refused.args[0] if refused.args else refused
+        if isinstance(error, KafkaError) and error.code() == KafkaError.SASL_AUTHENTICATION_FAILED:
+            raise events.refused(events.text(error)) from None
         said = error.str() if isinstance(error, KafkaError) else str(error)
         prefix = f"the Kafka property {named!r}" if (named := _named(said, kafka)) else "a Kafka property"
         # A value may be a secret put under the wrong name, so none is repeated.

@@ -223,7 +223,7 @@ def _blocks(con: duckdb.DuckDBPyConnection, stream: str, batch: str | None) -> I
         yield rows, ranges
 
 
-def _row_problems(  # noqa: PLR0913, PLR0917  a row of TABLE_FLAWS
+def _row_problems(
     batch: str,
     topic: str,
     partition: int,

@@ -400,14 +400,20 @@ WHERE stream = $stream
 ORDER BY ALL
 """
 
+DELETE_REMOVED = """
+DELETE FROM {table} WHERE {removed}
+"""
+
 BOOK_REMOVED = """
-UPDATE kafka_assets_ledger.offset_ranges
-SET loaded = loaded - $count,
-    removed = removed + $count,
-    offset_sum = offset_sum - $offset_sum::HUGEINT,
-    digest = CASE WHEN digest_function = $digest_function THEN digest - $digest::HUGEINT END,
+UPDATE kafka_assets_ledger.offset_ranges AS planned
+SET loaded = loaded - gone.count,
+    removed = removed + gone.count,
+    offset_sum = planned.offset_sum - gone.offset_sum::HUGEINT,
+    digest = CASE WHEN digest_function = $digest_function THEN planned.digest - gone.digest::HUGEINT END,
     digest_function = CASE WHEN digest_function = $digest_function THEN digest_function END
-WHERE stream = $stream AND batch = $batch AND topic = $topic AND "partition" = $partition
+FROM {rows} AS gone
+WHERE planned.stream = $stream AND planned.batch = gone.batch
+  AND planned.topic = gone.topic AND planned."partition" = gone."partition"
 """
 
 COUNT_ROWS_AGAIN = """
@@ -445,13 +451,13 @@ WHERE stream = $stream AND state = 'committed'
 ORDER BY topic, "partition", incarnation, from_offset
 """
 
-COMMITTED_IN_SPAN = """
-SELECT batch, from_offset, until_offset
-FROM kafka_assets_ledger.offset_ranges
+COMMITTED_IN_SPANS = """
+SELECT batch, topic, "partition", planned.from_offset, planned.until_offset
+FROM kafka_assets_ledger.offset_ranges AS planned
 JOIN kafka_assets_ledger.batches USING (stream, batch)
+JOIN {spans} AS span USING (topic, "partition", incarnation)
 WHERE stream = $stream AND state = 'committed' AND filtered = 0
-  AND topic = $topic AND "partition" = $partition AND incarnation = $incarnation
-  AND from_offset < $until_offset AND until_offset > $from_offset
+  AND planned.from_offset < span.until_offset AND planned.until_offset > span.from_offset
 """
 
 ALL_REMOVALS = """
@@ -470,7 +476,7 @@ WITH fetched AS (
     WHERE _kafka_offset >= from_offset AND _kafka_offset < until_offset
 ),
 held AS (
-    SELECT {columns}, true AS there
+    SELECT {columns}, _kafka_batch, true AS there
     FROM {table}
     WHERE _kafka_batch IN ({batches}) AND _kafka_offset >= {low} AND _kafka_offset < {high}
 ),
@@ -479,7 +485,7 @@ compared AS (
         fetched.*,
         CASE WHEN there THEN list_filter([{differing}], lambda name: name IS NOT NULL) END AS differing
     FROM fetched
-    LEFT JOIN held USING (_kafka_topic, _kafka_partition, _kafka_offset)
+    LEFT JOIN held USING (_kafka_topic, _kafka_partition, _kafka_offset, _kafka_batch)
 )
 SELECT _kafka_topic, _kafka_partition, _kafka_offset, _kafka_batch, differing
 FROM compared

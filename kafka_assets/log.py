@@ -33,7 +33,6 @@ _OffsetSpec: Any = confluent_kafka.admin.OffsetSpec  # type: ignore[attr-defined
 
 _warned: set[tuple[str, str]] = set()
 _ZERO_TOPIC_ID = "AAAAAAAAAAAAAAAAAAAAAA"
-_NO_EPOCH = (None, -1)
 _POLL_SECONDS = 0.05
 _RETRY_SECONDS = 0.2
 _METADATA_CALL_SECONDS = 2.0
@@ -78,6 +77,7 @@ class KafkaLog:
 
     Raises:
         ConfigInvalidError: librdkafka refuses a property.
+        BrokerAuthError: `oauth_token` gave no token.
     """
 
     def __init__(self, kafka: Mapping[str, str], *, timeout: float = 30.0) -> None:
@@ -215,7 +215,7 @@ class KafkaLog:
                     # The answers are of slightly different moments, and a log grows.
                     high_watermark=max(high.offset, stable.offset),
                     topic_id=topics[partition.topic].topic_id,
-                    leader_epoch=None if high.leader_epoch in _NO_EPOCH else high.leader_epoch,
+                    leader_epoch=_latest_epoch(high.leader_epoch, stable.leader_epoch),
                 )
         return bounds
 
@@ -365,6 +365,14 @@ def _those_in(
         for partition in set(partitions)
         if partition.topic in topics and partition.partition in topics[partition.topic].partitions
     )
+
+
+def _latest_epoch(*given: int | None) -> int | None:
+    """Return the latest leader epoch of several answers.
+
+    They may be of different leaders: an earlier one's epoch would say of the later one's end that it was cut off.
+    """
+    return max((epoch for epoch in given if epoch is not None and epoch >= 0), default=None)
 
 
 def _topic_id(given: object) -> str | None:

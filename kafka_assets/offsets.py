@@ -221,3 +221,12 @@ class PlannedRange:
     incarnation: int = 0
     topic_id: str | None = None
     leader_epoch: int | None = None
+
+    def part(self, piece: OffsetRange) -> PlannedRange:
+        """Return a piece of this range.
+
+        The leader epoch speaks of the first offset alone: those behind it may be of a later leader, so that under
+        it they would seem to have been cut off.
+        """
+        epoch = self.leader_epoch if piece.from_offset == self.range.from_offset else None
+        return replace(self, range=piece, leader_epoch=epoch)

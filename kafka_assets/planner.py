@@ -109,8 +109,8 @@ def _met_by_fetches(
         for batch in state.open_batches
         if batch.blocked and batch.last_error
         for planned in batch.ranges
-        if batch.last_error.startswith(f"{LogTruncatedError.code}: {planned.range}:")
-        and (partition := planned.range.topic_partition) in bounds
+        if (partition := planned.range.topic_partition) in bounds
+        and batch.last_error.startswith(f"{LogTruncatedError.code}: {partition} [")
         and planned.incarnation == state.positions[partition].incarnation
     )
 

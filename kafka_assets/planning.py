@@ -354,9 +354,7 @@ class _Draft:
         """Plan the next `take` offsets."""
         position, epoch = self.current[tp], self._bounds[tp].leader_epoch
         until = position.planned_until + take
-        self.current[tp] = replace(
-            position, planned_until=until, leader_epoch=position.leader_epoch if epoch is None else epoch
-        )
+        self.current[tp] = replace(position, planned_until=until, leader_epoch=epoch)
         return PlannedRange(
             OffsetRange(tp.topic, tp.partition, position.planned_until, until),
             incarnation=position.incarnation,

@@ -51,7 +51,7 @@ def slice_ranges(
         shift = planned.range.from_offset - begin
         for low, high in pairwise([begin, *inside, end]):
             piece = replace(planned.range, from_offset=low + shift, until_offset=high + shift)
-            groups.setdefault(bisect_right(edges, low), []).append(replace(planned, range=piece))
+            groups.setdefault(bisect_right(edges, low), []).append(planned.part(piece))
     return tuple(tuple(group) for group in groups.values())
 
 
@@ -120,6 +120,6 @@ def _cut(planned: PlannedRange, parts: int) -> tuple[PlannedRange, ...]:
     for left in range(parts, 0, -1):
         edges.append(edges[-1] + (planned.range.until_offset - edges[-1]) // left)
     return tuple(
-        replace(planned, range=replace(planned.range, from_offset=low, until_offset=high))
+        planned.part(replace(planned.range, from_offset=low, until_offset=high))
         for low, high in pairwise(edges)
     )

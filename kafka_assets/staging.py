@@ -51,7 +51,7 @@ __all__ = [
 _TEMPORARY = ".tmp"
 _MEMORY = "memory:"
 _MIB = 1024**2
-_NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
+_NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 _kept: dict[str, pa.Table] = {}

@@ -12,6 +12,7 @@ means: closing any descriptor of a file drops the POSIX locks this process has o
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import glob
 import json
@@ -54,6 +55,7 @@ _NETWORK_FILE_SYSTEMS = frozenset(
 _FIRST_PAUSE = 0.001
 _LONGEST_PAUSE = 0.025
 _FOREIGN_PAUSE = 0.1
+_NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 class CommitUnknownError(KafkaAssetsError):
@@ -63,6 +65,10 @@ class CommitUnknownError(KafkaAssetsError):
     """
 
     retryable = True
+
+
+class _CommitUnknownDiskFullError(CommitUnknownError, DiskFullError):
+    """As its bases: for want of room."""
 
 
 class _Standing:
@@ -192,10 +198,11 @@ class Warehouse:
             try:
                 folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
-                raise WarehouseInvalidError(
+                raise _not_made(
+                    error,
                     f"the folder {folder}, which the warehouse {self.path} needs, cannot be made:"
                     f" {error.strerror}. Nothing was written. Make it, or name another place in"
-                    " `warehouse.uri`."
+                    " `warehouse.uri`.",
                 ) from error
 
     @contextmanager
@@ -247,10 +254,11 @@ class Warehouse:
                 # Who may only read the folder can still take a lock that others made.
                 descriptor = os.open(name, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
-            raise WarehouseInvalidError(
+            raise _not_made(
+                error,
                 f"the lock file {name} cannot be opened: {error.strerror}. Without it the warehouse is not"
                 f" touched. Give this account the right to write in {self.path.parent}, or name another place"
-                " in `warehouse.uri`."
+                " in `warehouse.uri`.",
             ) from error
         self._standing.descriptors.add(descriptor)
         try:
@@ -329,12 +337,11 @@ class Warehouse:
             if access == "READ_ONLY":
                 logger.warning("letting go of %s failed, so the connection was dropped: %s", self.path, error)
                 return
-            raise CommitUnknownError(
-                f"letting go of {self.path} after the commit failed: {error}. The ledger in it says whether"
-                " the transaction is there."
-            ) from (_translated(error) or error)
+            raise _unknown(f"letting go of {self.path} after the commit failed", error)
 
     def _attach(self, deadline: float, access: str) -> duckdb.DuckDBPyConnection:
+        if _is_open_here(self.path):
+            raise self._open_in_this_process()
         began = time.monotonic()
         while True:
             connection = self._connection()
@@ -345,18 +352,9 @@ class Warehouse:
                     self._standing.drop()
                 text = str(error)
                 if "Unique file handle conflict" in text or "different configuration" in text:
-                    raise WarehouseLockedError(
-                        f"this process itself has {self.path} open, outside of kafka_assets ({error}). Two"
-                        " ways"
-                        " into one file would undo its locks, so nothing was done. Close that connection, and"
-                        " read the warehouse with kafka_assets.connect(), which holds the file only while a"
-                        " query runs."
-                    ) from error
+                    raise self._open_in_this_process() from error
                 if "Could not set lock" not in text:
-                    raise _translated(error) or WarehouseInvalidError(
-                        f"the warehouse {self.path} cannot be used: {error} It was not touched. Name another file in"
-                        " `warehouse.uri`, or move this one away."
-                    ) from error
+                    raise _translated(error) or self._unusable(text) from error
                 pause = random.uniform(0.2, 1) * _FOREIGN_PAUSE  # noqa: S311  jitter, not a secret
                 if time.monotonic() + pause > deadline:
                     raise self._locked(time.monotonic() - began, _foreign_holder(text)) from error
@@ -367,6 +365,24 @@ class Warehouse:
                 raise
             else:
                 return connection
+
+    def _open_in_this_process(self) -> WarehouseLockedError:
+        return WarehouseLockedError(
+            f"this process itself has {self.path} open, outside of kafka_assets. Two ways into one file would"
+            " undo its locks, so nothing was done. Close that connection, and read the warehouse with"
+            " kafka_assets.connect(), which holds the file only while a query runs."
+        )
+
+    def _unusable(self, text: str) -> WarehouseInvalidError:
+        choice = "Name another file in `warehouse.uri`, or move this one away."
+        if "replaying WAL" in text:
+            choice = (
+                f"If the file is a copy that was brought back, move {self.path}.wal away: it belongs to the one"
+                " that was replaced."
+            )
+        return WarehouseInvalidError(
+            f"the warehouse {self.path} cannot be used: {text.rstrip('.')}. It was not touched. {choice}"
+        )
 
     def _detach(self) -> None:
         connection = self._standing.connection
@@ -394,10 +410,7 @@ class Warehouse:
             connection.execute("COMMIT")
         except (duckdb.Error, RuntimeError) as error:
             self._standing.drop()
-            raise CommitUnknownError(
-                f"the commit to {self.path} failed: {error}. The ledger in it says whether the transaction is"
-                " there."
-            ) from (_translated(error) or error)
+            raise _unknown(f"the commit to {self.path} failed", error)
         except BaseException:
             self._standing.drop()
             raise
@@ -415,12 +428,45 @@ def literal(text: str) -> str:
 
 
 def _translated(error: BaseException) -> KafkaAssetsError | None:
-    if isinstance(error, duckdb.Error | RuntimeError) and "No space left" in str(error):
+    if isinstance(error, duckdb.Error | RuntimeError) and any(
+        os.strerror(number) in str(error) for number in _NO_SPACE
+    ):
         return DiskFullError(
             f"no space is left on the disk of the warehouse or of its staging directory ({error}). What was"
             " committed before is safe. Make room; the batch is then loaded by its next attempt."
         )
     return None
+
+
+def _unknown(what: str, error: duckdb.Error | RuntimeError) -> CommitUnknownError:
+    cause = _translated(error)
+    kind = CommitUnknownError if cause is None else _CommitUnknownDiskFullError
+    advice = "" if cause is None else " Make room, and try again."
+    unknown = kind(f"{what}: {error}. The ledger in it says whether the transaction is there.{advice}")
+    unknown.__cause__ = cause or error
+    return unknown
+
+
+def _not_made(error: OSError, message: str) -> KafkaAssetsError:
+    if error.errno in _NO_SPACE:
+        return DiskFullError(f"{message} Make room, and try again.")
+    return WarehouseInvalidError(message)
+
+
+def _is_open_here(path: Path) -> bool:
+    """Whether this process has a file open; where the system does not tell, no.
+
+    DuckDB takes a second way into a file that is only read, and closing one of the two drops the lock of both.
+    """
+    try:
+        descriptors = os.listdir("/proc/self/fd")
+    except OSError:
+        return False
+    for descriptor in descriptors:
+        with suppress(OSError):
+            if os.readlink(f"/proc/self/fd/{descriptor}") == str(path):
+                return True
+    return False
 
 
 def _poll(descriptor: int, mode: int, deadline: float) -> bool:

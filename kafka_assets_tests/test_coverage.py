@@ -170,7 +170,10 @@ TAMPERINGS = {
             " SET loaded = loaded - 1, undeliverable = undeliverable + 1"
             " WHERE batch = '{0}' AND partition = 0"
         ),
-        ["batch {0}, orders[0] [0, 200): " + SUM_DIFFERS],
+        [
+            "batch {0}: batches counts 237 rows, its ranges 236.",
+            "batch {0}, orders[0] [0, 200): " + SUM_DIFFERS,
+        ],
     ),
     "an outcome changed": (
         "UPDATE kafka_assets_ledger.offset_ranges SET undeliverable = 3 WHERE batch = '{1}'",
@@ -207,7 +210,67 @@ TAMPERINGS = {
             "orders[0] [0, 310) of incarnation 0: the classes hold 110 offsets of 310.",
             "the skipped stretch, orders[0] [200, 230) of incarnation 0: leaves a gap after offset 0.",
             "batch {0}, orders[0]: the table has 194 rows of it, the ledger knows no such range.",
+            "batch {0}: batches counts 237 rows, its ranges 43.",
+            "batch {0}, orders[0]: losses has [0, 4), which is not within it.",
         ],
+    ),
+    "a batch's row count changed": (
+        "UPDATE kafka_assets_ledger.batches SET \"rows\" = 70 WHERE batch = '{1}'",
+        ["batch {1}: batches counts 70 rows, its ranges 69."],
+    ),
+    "a batch taken back": (
+        "UPDATE kafka_assets_ledger.batches SET state = 'planned' WHERE batch = '{1}'",
+        [
+            "orders[0] [0, 310) of incarnation 0: the classes hold 380 offsets of 310.",
+            "batch {1}, orders[0]: has outcomes, and its batch is planned.",
+            "batch {1}, orders[0] [230, 300): is not committed, yet the table has 69 rows of it.",
+        ],
+    ),
+    "a batch without ranges": (
+        (
+            "INSERT INTO kafka_assets_ledger.batches"
+            " SELECT * REPLACE ('x' AS batch) FROM kafka_assets_ledger.batches WHERE batch = '{2}'"
+        ),
+        ["batch x: has no ranges."],
+    ),
+    "a batch gone": (
+        "DELETE FROM kafka_assets_ledger.batches WHERE batch = '{2}'",
+        [
+            "orders[0] [0, 310) of incarnation 0: the classes hold 300 offsets of 310.",
+            (
+                "batch {1}, orders[0] [230, 300) of incarnation 0: is the last one planned,"
+                " but the plan ends at offset 310."
+            ),
+            "batch {2}, orders[0]: is a range of a batch that the ledger does not have.",
+        ],
+    ),
+    "a batch doubled": (
+        "INSERT INTO kafka_assets_ledger.batches FROM kafka_assets_ledger.batches WHERE batch = '{2}'",
+        [
+            "orders[0] [0, 310) of incarnation 0: the classes hold 320 offsets of 310.",
+            "batch {2}, orders[0] [300, 310) of incarnation 0: overlaps what ends at offset 310.",
+            "batch {2}: batches has 2 rows of it.",
+        ],
+    ),
+    "a position doubled": (
+        "INSERT INTO kafka_assets_ledger.positions FROM kafka_assets_ledger.positions WHERE partition = 1",
+        ["orders[1]: positions has 2 rows of incarnation 0."],
+    ),
+    "a stream doubled": (
+        "INSERT INTO kafka_assets_ledger.streams FROM kafka_assets_ledger.streams",
+        ["stream orders: streams has 2 rows of it."],
+    ),
+    "a range of another topic": (
+        "UPDATE kafka_assets_ledger.offset_ranges SET topic_id = 'id-1' WHERE batch = '{1}'",
+        ["batch {1}, orders[0]: is of topic id id-1, its incarnation 0 of id-0."],
+    ),
+    "a loss moved": (
+        "UPDATE kafka_assets_ledger.losses SET from_offset = 300, until_offset = 304 WHERE batch = '{0}'",
+        ["batch {0}, orders[0]: losses has [300, 304), which is not within it."],
+    ),
+    "a removal made up": (
+        "UPDATE kafka_assets_ledger.offset_ranges SET undeliverable = 0, removed = 1 WHERE batch = '{1}'",
+        ["batch {1}, orders[0]: 1 rows count as removed, and no removal holds for its batch."],
     ),
     "a position moved": (
         "UPDATE kafka_assets_ledger.positions SET planned_until = 60 WHERE partition = 1",

@@ -178,7 +178,7 @@ def staged_of(
     return StagedSlice(whole.num_rows, tuple(ranges)), whole
 
 
-def commit(  # noqa: PLR0913  what tests vary
+def commit(
     warehouse: Warehouse,
     batch: str,
     slices: Sequence[tuple[StagedSlice, pa.Table]],

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 _FETCHED = "_kafka_assets_fetched"
 _RANGES = "_kafka_assets_ranges"
+_SPANS = "_kafka_assets_spans"
 _IDENTITY = ("_kafka_topic", "_kafka_partition", "_kafka_offset")
 _OF_THE_COMMIT = ("_kafka_batch", "_ingested_at")
 
@@ -185,21 +186,20 @@ def _compare(
     if not found:
         return []
     incarnations = {one.range.topic_partition: one.incarnation for one in reachable}
-    ranges = [
-        (row[0], span.topic, span.partition, *row[1:])
-        for span in spans
-        for row in con.execute(
-            sql.COMMITTED_IN_SPAN,
+    looked_at = pa.Table.from_pylist(
+        [
             {
-                "stream": stream,
                 "topic": span.topic,
                 "partition": span.partition,
                 "incarnation": incarnations[span.topic_partition],
                 "from_offset": span.from_offset,
                 "until_offset": span.until_offset,
-            },
-        ).fetchall()
-    ]
+            }
+            for span in spans
+        ]
+    )
+    with registered(con, _SPANS, looked_at):
+        ranges = con.execute(sql.COMMITTED_IN_SPANS.format(spans=_SPANS), {"stream": stream}).fetchall()
     own = [column.name for column in fmt.columns]
     names = [name for name in METADATA_COLUMNS if name not in (*_IDENTITY, *_OF_THE_COMMIT)] + own
     low, high = min(span.from_offset for span in spans), max(span.until_offset for span in spans)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import duckdb
+import pyarrow as pa
 
 from kafka_assets import ledger_sql as sql
 from kafka_assets.config.values import TableName
@@ -17,7 +18,7 @@ from kafka_assets.ledger import METADATA_COLUMNS, check_table, has_ledger
 from kafka_assets.offsets import OffsetRange
 from kafka_assets.planner import utc_now
 from kafka_assets.removals import removed_condition
-from kafka_assets.statements import changed, quote, quote_table
+from kafka_assets.statements import changed, insert, quote, quote_table
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -28,6 +29,17 @@ if TYPE_CHECKING:
     from kafka_assets.warehouse import Warehouse
 
 _BEFORE = "_kafka_timestamp < TIMESTAMPTZ "
+_BOOKED = pa.schema(
+    {
+        "batch": pa.string(),
+        "topic": pa.string(),
+        "partition": pa.int32(),
+        "count": pa.int64(),
+        # Larger than 64 bits: text on the way into the database.
+        "offset_sum": pa.string(),
+        "digest": pa.string(),
+    }
+)
 _OF_NOW = ("current_", "local")
 _NOT_IN_A_PREDICATE = {
     "SUBQUERY": "a subquery",
@@ -106,26 +118,35 @@ class _Expiry:
             return ()
         rows = self._matching()
         total = sum(row[5] for row in rows)
-        deleted = changed(
-            self._con, f"DELETE FROM {self._table} WHERE {removed_condition([self._predicate])}"
-        )
+        removed = removed_condition([self._predicate])
+        deleted = changed(self._con, sql.DELETE_REMOVED.format(table=self._table, removed=removed))
         if deleted != total:
             raise ProofFailedError(
                 f"{deleted} rows match, and {total} of them are in ranges of the ledger; nothing was removed."
                 f" `kafka-assets verify {self._stream}` says what is wrong with the others."
             )
-        for batch, topic, partition, _, _, count, offset_sum, digest in rows:
-            changed(
-                self._con,
-                sql.BOOK_REMOVED,
-                stream=self._stream,
-                batch=batch,
-                topic=topic,
-                partition=partition,
-                count=count,
-                offset_sum=offset_sum,
-                digest=digest,
-                digest_function=DIGEST_FUNCTION,
+        booked = insert(
+            self._con,
+            sql.BOOK_REMOVED,
+            _BOOKED,
+            [
+                {
+                    "batch": batch,
+                    "topic": topic,
+                    "partition": partition,
+                    "count": count,
+                    "offset_sum": str(offset_sum),
+                    "digest": str(digest),
+                }
+                for batch, topic, partition, _, _, count, offset_sum, digest in rows
+            ],
+            stream=self._stream,
+            digest_function=DIGEST_FUNCTION,
+        )
+        if booked != len(rows):
+            raise ProofFailedError(
+                f"{booked} ranges were changed for {len(rows)} that rows match in; nothing was removed."
+                f" `kafka-assets verify {self._stream}` says what is wrong with them."
             )
         changed(
             self._con, sql.COUNT_ROWS_AGAIN, stream=self._stream, batches=sorted({row[0] for row in rows})

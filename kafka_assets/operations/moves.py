@@ -136,7 +136,7 @@ def chunks(
         for one, take in zip(left, takes, strict=True):
             whole = one.range
             cut = whole.until_offset - take if newest_first else whole.from_offset + take
-            below, above = (replace(one, range=part) for part in whole.split_at(cut))
+            below, above = (one.part(part) for part in whole.split_at(cut))
             taken, remaining = (above, below) if newest_first else (below, above)
             batch.append(taken)
             if remaining.range.size:
@@ -370,7 +370,7 @@ def settlements(
                 (cut_until, whole.until_offset, gone),
             ):
                 if low < high:
-                    into.append(replace(planned, range=replace(whole, from_offset=low, until_offset=high)))
+                    into.append(planned.part(replace(whole, from_offset=low, until_offset=high)))
         if gone or key in stopped:
             found.append(Settlement(key, tuple(readable), tuple(gone)))
     return tuple(found)

@@ -122,6 +122,8 @@ class _Steps:
             # One that was planned when this run began is loaded, by whomever.
             stands = generation == batch.generation
             wanted = batches.ranges_to_fetch(stream, warehouse, batch, _scope(context)) if stands else ()
+        if 0 < len(wanted) < len(batch.ranges):
+            context.log.info(f"replacing only {', '.join(str(one.range) for one in wanted)}")
         slices = batches.slices_of(replace(batch, ranges=wanted))
         context.log.info(_told(batch))
         groups = max(1, min(self.runtime.fetch_groups, len(slices)))

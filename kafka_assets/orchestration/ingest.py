@@ -29,6 +29,8 @@ from kafka_assets.scope import WHOLE
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
 
+    import dagster as dg
+
     from kafka_assets.config import StreamConfig
     from kafka_assets.ledger import BatchRow, Kind
     from kafka_assets.offsets import TopicPartition
@@ -268,7 +270,7 @@ class _Drain:
             self._progress.advance(sum(planned.range.size for planned in batch.ranges))
             return
         self._failed.add(batch.batch)
-        text = now.last_error or f"RUN_FAILED: {self._executor.failure_of(run)}"
+        text = _failure(self._executor, run, now)
         error = error_from_text(f"{text}\n(batch {batch.batch}, Dagster run {run.run_id})")
         if error.exit_code != AttemptsExhaustedError.exit_code:
             raise error
@@ -315,6 +317,15 @@ class _Drain:
             raise first
 
 
+def _failure(executor: RunExecutor, run: dg.DagsterRun, batch: BatchRow) -> str:
+    """Return a run's error as `CODE: message`: in its own words where they have a code.
+
+    The ledger may have that of an earlier run: a full disk, or a file held by others, keeps this one out of it.
+    """
+    told = executor.failure_of(run)
+    return told if error_from_text(told).code != RunFailedError.code else batch.last_error or told
+
+
 def _outstanding(seen: Survey, ends: Mapping[TopicPartition, int]) -> int:
     pending = sum(planned.range.size for batch in seen.state.open_batches for planned in batch.ranges)
     positions = seen.state.positions
@@ -344,7 +355,7 @@ def replay(
     run = executor.execute(stream, key, scope.to_tags())
     batch = batches.read_batch(stream, runtime.warehouse, key)
     if not run.is_success:
-        raise error_from_text(batch.last_error or f"RUN_FAILED: {executor.failure_of(run)}")
+        raise error_from_text(_failure(executor, run, batch))
     if batch.run_id != run.run_id:
         raise RunFailedError(
             f"batch {key} of stream {stream.name} was committed by run {batch.run_id} while run {run.run_id} fetched"

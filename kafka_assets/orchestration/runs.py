@@ -26,6 +26,7 @@ _STATUS = {
     dg.DagsterRunStatus.FAILURE: RunStatus.FAILED,
     dg.DagsterRunStatus.CANCELED: RunStatus.CANCELED,
 }
+_IN_PROGRESS = [status for status, view in _STATUS.items() if view is RunStatus.STARTED]
 _BEING_STARTED = frozenset({dg.DagsterRunStatus.NOT_STARTED, dg.DagsterRunStatus.STARTING})
 
 
@@ -44,6 +45,22 @@ def runs_of(instance: dg.DagsterInstance, names: Names, batch: str, *, now: date
         )
         for record in records
     }
+
+
+def silent_runs(
+    instance: dg.DagsterInstance, names: Names, *, now: datetime, seconds: float
+) -> list[tuple[str, dg.DagsterRun]]:
+    """Return the runs of a stream in progress on this host that said nothing for so long, with their batches."""
+    found = []
+    for record in instance.get_run_records(dg.RunsFilter(statuses=_IN_PROGRESS)):
+        run = record.dagster_run
+        batch = run.tags.get(PARTITION_TAG)
+        if batch is None or names.asset_key not in (run.asset_selection or ()) or host_of(run) != this_host():
+            continue
+        last_seen = _last_event(instance, run.run_id) or record.create_timestamp.timestamp()
+        if now.timestamp() - last_seen > seconds:
+            found.append((batch, run))
+    return found
 
 
 def _view(

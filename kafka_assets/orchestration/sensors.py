@@ -27,7 +27,7 @@ from kafka_assets.orchestration.checks import COVERAGE, LAG, lag_of, ledger_eval
 from kafka_assets.orchestration.housekeeping import sweep_stream
 from kafka_assets.orchestration.metadata import batch_metadata
 from kafka_assets.orchestration.naming import STREAM_TAG, run_key
-from kafka_assets.orchestration.runs import runs_of
+from kafka_assets.orchestration.runs import runs_of, silent_runs
 from kafka_assets.planner import propose, read_state, record, survey, utc_now
 from kafka_assets.planning import Stop
 from kafka_assets.staging import is_held
@@ -125,6 +125,7 @@ class _Tick:
                 self._request(key, 1)
             self._reconcile([batch for batch in state.open_batches if batch.batch not in planned])
             self._report_unreported(state)
+            self._bury_forgotten()
             if trouble is None:
                 self._report_coverage(state)
             self._sweep()
@@ -241,6 +242,19 @@ class _Tick:
                 self.context.instance.report_run_failed(
                     dead,
                     "The process of this run is gone: its batch's lock is free. The batch runs again.",
+                )
+
+    def _bury_forgotten(self) -> None:
+        """Have Dagster say so of runs that were killed and whose batch another run has committed.
+
+        Nobody launches that batch again, and a run that stays in progress takes a place from those to come.
+        """
+        silence = EVENT_GRACE.total_seconds()
+        for batch, run in silent_runs(self.context.instance, self.names, now=self.now, seconds=silence):
+            if not is_held(self.runtime.warehouse.staging, self.stream.name, batch):
+                self.context.instance.report_run_failed(
+                    run,
+                    "The process of this run is gone: its batch's lock is free, and it has said nothing since.",
                 )
 
     def _block(self, batch: BatchRow, reason: str, code: str | None) -> None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from confluent_kafka import KafkaException
-from confluent_kafka.admin import NewPartitions
-from confluent_kafka.cimpl import NewTopic
+from confluent_kafka.cimpl import NewPartitions, NewTopic
 
 from kafka_assets.dev.topics import admin, create_topic, delete_topic
 from kafka_assets_tests.support.kafka import wait_until, watermarks

@@ -16,7 +16,14 @@ if TYPE_CHECKING:
 def dagster_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One Dagster instance for all stories: it records their runs, and nothing in them depends on it."""
     home = tmp_path_factory.mktemp("dagster")
-    (home / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
+    # One file for the events of all runs: made anew for each they take longer than the stories.
+    (home / "dagster.yaml").write_text(
+        "telemetry: {enabled: false}\n"
+        "event_log_storage:\n"
+        "  module: dagster._core.storage.event_log\n"
+        "  class: ConsolidatedSqliteEventLogStorage\n"
+        f"  config: {{base_dir: {home}}}\n"
+    )
     return home
 
 

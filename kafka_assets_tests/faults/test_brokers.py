@@ -5,8 +5,10 @@ from typing import TYPE_CHECKING
 
 from confluent_kafka import ElectionType, TopicPartition
 
+from kafka_assets import batches
 from kafka_assets.dev.topics import admin
 from kafka_assets.orchestration import failures
+from kafka_assets.slicing import slice_ranges
 from kafka_assets_tests.faults.brokers import create_placed, in_sync, led
 from kafka_assets_tests.faults.story import SIPPING, expected
 from kafka_assets_tests.support.kafka import produce, values, wait_until
@@ -29,10 +31,11 @@ def more(cluster: LocalKafka, topic: str) -> list[tuple[int, int]]:
     return produce(cluster.bootstrap_servers, topic, PAYLOADS, 0, {"batch.size": 20_000})
 
 
-def test_a_broker_is_killed_in_the_midst_of_a_fetch_and_started_again(cluster, cluster_story):
+def test_a_broker_is_killed_in_the_midst_of_a_fetch_and_started_again(cluster, cluster_story, monkeypatch):
     """Where there are copies the fetch goes on from a new leader, where there are none it waits; nothing is lost.
 
-    And when leadership goes back to the old leader, in the midst of the next fetch, that one follows it.
+    And when leadership goes back to the old leader, in the midst of the next fetch, that one follows it: also
+    where it is cut into slices, most of which begin under a leader that was not known when the plan before ended.
     """
     story, bootstrap, copied, single = cluster_story, cluster.bootstrap_servers, "on_all", "on_two_alone"
     rows = fill(cluster, copied, [2, 3, 1]) + fill(cluster, single, [2])
@@ -53,6 +56,7 @@ def test_a_broker_is_killed_in_the_midst_of_a_fetch_and_started_again(cluster, c
     def lead_again() -> None:
         client.elect_leaders(ElectionType.PREFERRED, [TopicPartition(copied, 0)]).result(30)
 
+    monkeypatch.setattr(batches, "slices_of", lambda batch: slice_ranges(batch.ranges, 2, smallest=100))
     story.midway(lead_again, after=100)
     story.ingest()
 

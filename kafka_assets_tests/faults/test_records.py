@@ -11,7 +11,7 @@ CODECS = ("none", "gzip", "snappy", "lz4", "zstd")
 def test_messages_of_ten_megabytes_arrive_whole(story, topic, produce):
     """Large messages come through among small ones, in batches that hold few of them."""
     name = topic(config={"max.message.bytes": "12000000"})
-    noise = random.Random(1).randbytes(10_000_000)
+    noise = random.Random(1).randbytes(10_000_000)  # noqa: S311  (bytes that do not compress, not a secret)
     payloads = [b"small", noise, b"small", noise[::-1], noise[1:] + b"!", b"small"]
     places = produce(name, payloads, 0, {"message.max.bytes": 12_000_000})
     story.setting(topics=[name], max_bytes_per_batch="16 MiB")

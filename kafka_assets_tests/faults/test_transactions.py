@@ -6,6 +6,9 @@ from kafka_assets_tests.faults.brokers import settle
 from kafka_assets_tests.faults.story import expected
 from kafka_assets_tests.support.kafka import Record, Transaction, produce_transaction, values
 
+HANGS = 600.0
+"""Seconds until the broker aborts a transaction by itself: longer than any story takes."""
+
 
 def test_only_what_was_committed_becomes_rows(story, topic, produce, bootstrap):
     """Batches may end anywhere among transactions: committed records are rows, the rest is accounted for."""
@@ -52,7 +55,7 @@ def test_an_open_transaction_is_waited_for_and_read_once_it_ends(story, topic, p
     name = topic()
     before, inside, behind = values(5), values(3, first=100), values(2, first=200)
     rows = expected(name, produce(name, before, 0), before)
-    open_one = Transaction(bootstrap)
+    open_one = Transaction(bootstrap, timeout=HANGS)
     late = expected(name, open_one.produce(name, inside, 0), inside)
     late += expected(name, produce(name, behind, 0), behind)
     story.setting(topics=[name])
@@ -76,7 +79,7 @@ def test_an_open_transaction_is_waited_for_and_read_once_it_ends(story, topic, p
 def test_a_hanging_transaction_does_not_stop_what_is_stable(story, topic, produce, bootstrap):
     """However long it hangs, other partitions go on, and each tick says how much is held back and where."""
     name = topic(2)
-    hanging = Transaction(bootstrap)
+    hanging = Transaction(bootstrap, timeout=HANGS)
     inside = values(3, first=100)
     rows = expected(name, hanging.produce(name, inside, 0), inside)
     story.setting(topics=[name], min_records_per_batch=1000, max_batch_delay="1ms")
@@ -108,7 +111,7 @@ def test_a_start_by_time_beside_an_open_transaction_misses_nothing(story, topic,
     name = topic()
     start = 1_800_000_000_000
     produce(name, [Record(b"old", timestamp_ms=start - 1000)] * 5, 0)
-    open_one = Transaction(bootstrap)
+    open_one = Transaction(bootstrap, timeout=HANGS)
     places = open_one.produce(name, [Record(b"inside", timestamp_ms=start + 1)], 0)
     places += produce(name, [Record(b"behind", timestamp_ms=start + 2)], 0)
     when = datetime.fromtimestamp(start / 1000, UTC).isoformat()

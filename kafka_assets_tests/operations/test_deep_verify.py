@@ -8,9 +8,12 @@ from kafka_assets import records
 from kafka_assets.config import load_config
 from kafka_assets.dev.topics import delete_topic
 from kafka_assets.warehouse import Warehouse
-from kafka_assets_tests.faults.brokers import create_again
+from kafka_assets_tests.faults.brokers import create_again, settle
 from kafka_assets_tests.faults.test_compaction import COMPACTED, KEPT, LAST, RECORDS, compact
 from kafka_assets_tests.support.kafka import Record, delete_records, produce_transaction, tombstone, values
+
+CHANGED = "UPDATE orders SET {column} = {value} WHERE _kafka_offset = 3"
+MOVED = "UPDATE orders SET _kafka_batch = '{key}' WHERE _kafka_partition = 1 AND _kafka_offset = 0"
 
 
 def alter(story, statement):
@@ -30,13 +33,15 @@ def loaded(request, story, topic, produce, bootstrap):
     name = topic(partitions=2)
     produce(name, [Record(value, key=b"k", headers=[("h", b"1")]) for value in values(5)], 0)
     produce_transaction(bootstrap, name, values(3), "abort", partition=0)
+    settle(bootstrap, name)
     produce(name, [tombstone(b"k"), *values(6)], 1)
     story.setting(topics=[name], format=request.param, max_records_per_batch=6)
     story.ingest()
     return name
 
 
-def test_a_table_that_is_as_kafka_has_it(story, loaded, capsys):
+@pytest.mark.usefixtures("loaded")
+def test_a_table_that_is_as_kafka_has_it(story):
     """Nothing differs; the answer says how much was compared."""
     answer = deep(story)
     assert (answer["ok"], answer["problems"], answer["compared"], answer["gone"]) == (True, [], 12, 0)
@@ -58,7 +63,7 @@ def test_a_row_that_was_changed_is_named(story, topic, produce, column, value):
     produce(name, [Record(one, key=b"k", headers=[("h", b"1")]) for one in values(5)], 0)
     story.setting(topics=[name], max_records_per_batch=2)
     story.ingest()
-    alter(story, f"UPDATE orders SET {column} = {value} WHERE _kafka_offset = 3")
+    alter(story, CHANGED.format(column=column, value=value))
     problems = deep(story, exit_code=1)["problems"]
     assert [one for one in problems if f"{name}[0]@3 " in one and column in one]
     assert not [one for one in problems if "@" in one and "@3 " not in one]
@@ -77,7 +82,7 @@ def test_rows_that_are_missing_or_moved_are_named(story, loaded):
 
 def test_what_kafka_no_longer_has_is_no_problem(story, topic, produce, bootstrap):
     """Retention and compaction since, and a topic that is another one by now or is gone."""
-    name = topic(config=COMPACTED)
+    name = topic(config={**COMPACTED, "cleanup.policy": "compact,delete"})
     produce(name, RECORDS, 0)
     story.setting(topics=[name], max_records_per_batch=20)
     story.ingest()
@@ -117,13 +122,14 @@ def test_it_compares_in_pieces(story, topic, produce, monkeypatch):
     assert len(problems) == len(set(problems)) == 100
 
 
-def test_without_brokers_the_proof_from_the_table_is_still_given(story, loaded):
+def test_without_brokers_the_proof_from_the_table_is_still_given(story, topic, produce):
     """The error is the broker's, and what was proven without it is in the answer."""
-    story.setting(
-        topics=[loaded],
-        format="raw" if story.query("FROM duckdb_columns() SELECT 1 WHERE column_name = '_kafka_value'") else "utf8",
-        kafka={"bootstrap.servers": "127.0.0.1:1"},
-    )
+    name = topic(partitions=2)
+    for partition in (0, 1):
+        produce(name, values(2), partition)
+    story.setting(topics=[name])
+    story.ingest()
+    story.setting(topics=[name], kafka={"bootstrap.servers": "127.0.0.1:1"})
     answer = deep(story, exit_code=4)
     assert answer["error"]["code"] == "BROKER_UNREACHABLE"
     assert (answer["ok"], answer["problems"], len(answer["partitions"])) == (False, [], 2)

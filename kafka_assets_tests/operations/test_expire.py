@@ -87,7 +87,8 @@ def test_what_is_old_is_removed_booked_and_stays_removed(story, loaded):
     assert story.proof() == proof
 
 
-def test_the_proof_still_sees_a_changed_row_after_a_removal(story, loaded):
+@pytest.mark.usefixtures("loaded")
+def test_the_proof_still_sees_a_changed_row_after_a_removal(story):
     """Sum and digest of what remains are those of the rows that were fetched, not of what is there now."""
     told(story, "UPDATE orders SET _kafka_value = '!'::BLOB WHERE _kafka_offset = 1")
     expired(story, "--where", "_kafka_offset = 0", "--yes")
@@ -120,12 +121,15 @@ def test_it_holds_for_what_is_planned_and_not_for_what_comes_later(story, loaded
 
 def test_what_kafka_no_longer_has_either_stays_removed(story, topic, produce, bootstrap):
     """Removed rows that compaction or retention took since are no reason to refuse a replay, and stay booked."""
-    name = topic(config=COMPACTED)
+    name = topic(config={**COMPACTED, "cleanup.policy": "compact,delete"})
     produce(name, RECORDS, 0)
     story.setting(topics=[name])
     story.ingest()
     gone = ", ".join(str(offset) for offset in range(LAST) if offset not in KEPT)
-    assert expired(story, "--where", f"_kafka_offset IN ({gone}, 10)", "--yes")["removed"] == LAST - len(KEPT) + 1
+    assert (
+        expired(story, "--where", f"_kafka_offset IN ({gone}, 10)", "--yes")["removed"]
+        == LAST - len(KEPT) + 1
+    )
     compact(bootstrap, produce, name, KEPT)
     (key,) = story.batch_keys()
     proof = story.proof()
@@ -137,7 +141,8 @@ def test_what_kafka_no_longer_has_either_stays_removed(story, topic, produce, bo
         assert story.proof() == proof
 
 
-def test_an_earlier_moment_is_forgotten_for_a_later_one(story, loaded):
+@pytest.mark.usefixtures("loaded")
+def test_an_earlier_moment_is_forgotten_for_a_later_one(story):
     """Retention that runs every day keeps one predicate, not one a day."""
     for second in (1, 2, 3, 2):
         expired(story, "--before", f"2026-01-01T12:00:0{second}Z", "--yes")
@@ -220,18 +225,23 @@ def test_a_property_of_a_row_is_taken(predicate):
         check_predicate(con, predicate, COLUMNS)
 
 
-def test_a_predicate_that_fails_on_a_row_changes_nothing(story, loaded):
+@pytest.mark.usefixtures("loaded")
+def test_a_predicate_that_fails_on_a_row_changes_nothing(story):
     """It is said before anything is removed, so that it can be put in other words."""
     produced = story.rows()
     failing = ["--where", "decode(_kafka_value)::DATE > DATE '2026-01-01'"]
     assert refusal(story, "expire", *failing) == ("USAGE_INVALID", 2)
     assert refusal(story, "expire", *failing, "--yes") == ("USAGE_INVALID", 2)
     assert refusal(story, "expire") == ("USAGE_INVALID", 2)
-    assert refusal(story, "expire", "--where", "true", "--before", "2026-01-01T00:00:00Z") == ("USAGE_INVALID", 2)
+    assert refusal(story, "expire", "--where", "true", "--before", "2026-01-01T00:00:00Z") == (
+        "USAGE_INVALID",
+        2,
+    )
     assert story.rows() == produced
 
 
-def test_rows_that_the_ledger_does_not_know_are_not_removed_silently(story, loaded):
+@pytest.mark.usefixtures("loaded")
+def test_rows_that_the_ledger_does_not_know_are_not_removed_silently(story):
     """A table that was tampered with is looked at first."""
     told(story, "UPDATE orders SET _kafka_batch = 'other' WHERE _kafka_offset = 2")
     assert refusal(story, "expire", "--where", "true", "--yes") == ("PROOF_FAILED", 1)
@@ -251,7 +261,9 @@ steps = st.lists(st.tuples(st.sampled_from(["expire", "replay", "merge"]), offse
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(never=offsets, first=offsets, steps=steps, which=st.sampled_from([None, 0, 1]))
-def test_any_order_of_removals_and_replays_keeps_what_was_not_removed(tmp_path_factory, never, first, steps, which):
+def test_any_order_of_removals_and_replays_keeps_what_was_not_removed(
+    tmp_path_factory, never, first, steps, which
+):
     """Rows are what was delivered once less what was removed; the proof holds after every step."""
     folder = tmp_path_factory.mktemp("expired")
     warehouse = without_kafka.warehouse_at(folder)

@@ -17,6 +17,8 @@ from kafka_assets.warehouse import Warehouse
 from kafka_assets_tests.orchestration.support import Bench
 from kafka_assets_tests.support.kafka import values
 
+NAMES = "SELECT DISTINCT stream FROM kafka_assets_ledger.{table}"
+ROWS = "SELECT * FROM kafka_assets_ledger.{table} ORDER BY ALL"
 TABLES = ("streams", "positions", "batches", "offset_ranges", "quarantine", "losses", "removals")
 
 
@@ -35,15 +37,15 @@ class Project:
             "warehouse": {"uri": "duckdb:///w.duckdb"},
             "streams": {name: stream} if isinstance(name, str) else dict.fromkeys(name, stream),
         }
-        for one, options in document["streams"].items():
-            document["streams"][one] = {**options, "table": options.get("table", one)}
+        for one, given in document["streams"].items():
+            document["streams"][one] = {"table": one, **given}
         self.file.write_text(json.dumps(document))
 
     def __call__(self, *arguments, exit_code=0):
         out = io.StringIO()
         code = run([*arguments, "--json", "--config", str(self.file)], out)
         assert code == exit_code, out.getvalue()
-        return json.loads(out.getvalue())
+        return json.loads(out.getvalue() or "null")
 
     def refused(self, *arguments):
         out = io.StringIO()
@@ -63,7 +65,7 @@ class Project:
             connection.execute(statement).fetchall()
 
     def streams_of(self, table):
-        return {name for (name,) in self.query(f"SELECT DISTINCT stream FROM kafka_assets_ledger.{table}")}
+        return {name for (name,) in self.query(NAMES.format(table=table))}
 
 
 @pytest.fixture
@@ -101,16 +103,24 @@ def test_everything_follows(project, instance):
     for table in TABLES:
         assert project.streams_of(table) <= {"new"}
     assert project.streams_of("removals") == {"new"}
-    assert [name for (name,) in project.query("SELECT table_name FROM duckdb_tables() WHERE schema_name = 'main'")] == [
-        "new"
-    ]
+    assert [
+        name for (name,) in project.query("SELECT table_name FROM duckdb_tables() WHERE schema_name = 'main'")
+    ] == ["new"]
     assert set(instance.get_dynamic_partitions("new_batches")) == set(keys)
     assert list(instance.get_dynamic_partitions("old_batches")) == []
     assert instance.get_materialized_partitions(dg.AssetKey("new")) == set(keys[:3])
 
     assert project("ingest", "new")["streams"]["new"]["batches"] == keys[3:]
     project("replay", "new", keys[0])
-    assert [at for (at,) in project.query("SELECT _kafka_offset FROM new ORDER BY 1")] == [0, 2, 3, 4, 5, 6, 7]
+    assert [at for (at,) in project.query("SELECT _kafka_offset FROM new ORDER BY 1")] == [
+        0,
+        2,
+        3,
+        4,
+        5,
+        6,
+        7,
+    ]
     (proof,) = project("verify")["streams"]["new"]["partitions"]
     assert (proof["loaded"], proof["removed"], proof["pending"]) == (7, 1, 0)
 
@@ -126,9 +136,9 @@ def test_a_table_that_is_named_stays(project, instance):
     assert project("verify")["ok"]
 
 
-def test_it_comes_after_the_edit_of_the_file_and_never_onto_another_ledger(project, produce):
+def test_it_comes_after_the_edit_of_the_file_and_never_onto_another_ledger(project):
     """OLD still in the file, NEW not in it, NEW with a ledger, OLD without one, another table: refused."""
-    before = [project.query(f"SELECT * FROM kafka_assets_ledger.{table} ORDER BY ALL") for table in TABLES]
+    before = [project.query(ROWS.format(table=table)) for table in TABLES]
     assert project.refused("rename", "old", "new") == ("STREAM_UNKNOWN", 2)
     project.named(("old", "new"))
     assert project.refused("rename", "old", "new") == ("USAGE_INVALID", 2)
@@ -140,7 +150,7 @@ def test_it_comes_after_the_edit_of_the_file_and_never_onto_another_ledger(proje
     project.alter("CREATE TABLE NEW (x INTEGER)")
     assert project.refused("rename", "old", "new") == ("TABLE_TAKEN", 2)
     project.alter("DROP TABLE new")
-    assert [project.query(f"SELECT * FROM kafka_assets_ledger.{table} ORDER BY ALL") for table in TABLES] == before
+    assert [project.query(ROWS.format(table=table)) for table in TABLES] == before
     project("ingest", "new")
     assert project.refused("rename", "old", "new") == ("USAGE_INVALID", 2)
     assert project.streams_of("batches") == {"old", "new"}

@@ -14,6 +14,7 @@ from kafka_assets.offsets import OffsetRange, PlannedRange
 from kafka_assets.scope import MERGE_TAG, RANGES_TAG, ReplayScope, format_range, parse_range
 from kafka_assets.warehouse import Warehouse
 from kafka_assets_tests import warehouse_support as rows_of_none
+from kafka_assets_tests.faults.brokers import create_again, settle
 from kafka_assets_tests.faults.story import STREAM
 from kafka_assets_tests.faults.test_compaction import COMPACTED, KEPT, LAST, RECORDS, compact
 from kafka_assets_tests.operations.support import refusal, typed
@@ -84,7 +85,8 @@ def test_a_range_is_replaced_and_the_rest_of_its_batch_is_not_touched(story, loa
     assert story.proof() == {(name, at, 0): {"from": 0, "until": 6, "loaded": 6} for at in (0, 1)}
 
 
-def test_a_time_names_the_ranges_with_records_in_it(story, loaded, capsys):
+@pytest.mark.usefixtures("loaded")
+def test_a_time_names_the_ranges_with_records_in_it(story, capsys):
     """From `--since` on and before `--until`, which is exclusive; a time without records is no error."""
     spoil(story)
     third = "2026-01-01T12:00:03Z"
@@ -171,17 +173,12 @@ def test_a_replay_that_compaction_has_thinned_is_merged_on_request(story, topic,
     assert (refused.code, refused.stream["ranges"]) == ("RANGE_UNAVAILABLE", [])
     assert "--merge" in refused.message
 
-    old = story.query(f"SELECT max(_ingested_at) FROM orders WHERE _kafka_offset < {LAST}")[0][0]
+    written = "SELECT _kafka_offset, _ingested_at FROM orders ORDER BY 1"
+    old = dict(story.query(written)[:LAST])
     merged = replay(story, *keys, "--merge")
     assert [one["replaced"] for one in merged.stream["ranges"]] == [2, 4]
     assert story.rows()[:LAST] == before
-    assert [
-        offset
-        for (offset,) in story.query(
-            f"SELECT _kafka_offset FROM orders WHERE _kafka_offset < {LAST}"
-            f" AND _ingested_at > TIMESTAMPTZ '{old}' ORDER BY 1"
-        )
-    ] == KEPT
+    assert [at for at, when in story.query(written)[:LAST] if when > old[at]] == KEPT
     assert story.proof()[name, 0, 0]["loaded"] == LAST
     with dg.DagsterInstance.get() as instance:
         assert instance.get_runs(dg.RunsFilter(tags={MERGE_TAG: "true", "dagster/partition": keys[0]}))
@@ -205,6 +202,7 @@ def test_retention_that_took_only_what_was_never_delivered_does_not_matter(story
     """Aborted records below the log start were undeliverable and still are: nothing is lost by a replay."""
     name = topic()
     produce_transaction(bootstrap, name, values(4), "abort", partition=0)
+    settle(bootstrap, name)
     produce(name, values(3), 0)
     story.setting(topics=[name])
     (key,) = story.ingest().stream["batches"]
@@ -235,6 +233,21 @@ def test_what_was_lost_before_it_was_read_stays_lost_once(story, topic, produce,
     replay(story, key, "--merge")
     assert story.proof() == proof
     assert story.losses() == [(name, 0, 0, 2)]
+
+
+def test_an_earlier_incarnation_is_never_replayed(story, loaded, produce, bootstrap):
+    """A topic of the same name has other records under these offsets: the rows are kept, merged or not."""
+    name, keys = loaded, story.batch_keys()
+    before = story.rows()
+    create_again(bootstrap, name, 2)
+    produce(name, values(3, first=100), 0)
+    story.setting(topics=[name], on_topic_recreated="restart")
+    story.ingest()
+    for merge in ([], ["--merge"]):
+        assert replay(story, keys[0], *merge, exit_code=3).code == "RANGE_UNAVAILABLE"
+    assert replay(story, "--range", f"{name}:0:0:3").stream["ranges"][0]["replaced"] == 3
+    assert sorted(row for row in story.rows() if not row[3].startswith(b"00000001")) == before
+    assert story.proof()[name, 0, 0] == {"from": 0, "until": 6, "loaded": 6}
 
 
 def test_a_replay_is_told_to_people_as_a_table(story, loaded):

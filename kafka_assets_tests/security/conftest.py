@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 from kafka_assets_tests.cli.conftest import instance_files, offline
-from kafka_assets_tests.cli.support import Project
 from kafka_assets_tests.security.support import GuardedKafka, make_certificate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from kafka_assets_tests.cli.support import Project
     from kafka_assets_tests.security.support import Certificate
 
 __all__ = ["instance_files", "offline"]

@@ -10,7 +10,6 @@ import subprocess
 import time
 import uuid
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from confluent_kafka.admin import (
@@ -32,8 +31,9 @@ from kafka_assets_tests.support.kafka import produce, values
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
+    from pathlib import Path
 
-STORE_PASSWORD = "open-the-store-7Kq"
+STORE_PASSWORD = "open-the-store-7Kq"  # noqa: S105  of certificates made for a test
 COUNT = 20
 """Records of a topic."""
 
@@ -167,7 +167,16 @@ def make_certificate(folder: Path, name: str) -> Certificate:
     By the keytool of the Java that runs Kafka, so that nothing else needs to be installed.
     """
     made = Certificate(folder / f"{name}.p12", folder / f"{name}.pem")
-    common = ["-alias", name, "-keystore", made.store, "-storetype", "PKCS12", "-storepass:env", "STORE_PASSWORD"]
+    common = [
+        "-alias",
+        name,
+        "-keystore",
+        made.store,
+        "-storetype",
+        "PKCS12",
+        "-storepass:env",
+        "STORE_PASSWORD",
+    ]
     names = ["-dname", f"CN={name}", "-ext", "SAN=IP:127.0.0.1", "-ext", "BC=ca:true"]
     for command in (
         ["-genkeypair", "-keyalg", "EC", "-validity", "2", *names, *common],
@@ -185,6 +194,9 @@ def make_certificate(folder: Path, name: str) -> Certificate:
 def unsecured_token(principal: str, seconds: float) -> tuple[str, float]:
     """A token that Kafka takes without a signature, and when it expires."""
     now = time.time()
-    parts: list[dict[str, object]] = [{"alg": "none"}, {"sub": principal, "iat": now - 1, "exp": now + seconds}]
+    parts: list[dict[str, object]] = [
+        {"alg": "none"},
+        {"sub": principal, "iat": now - 1, "exp": now + seconds},
+    ]
     encoded = [base64.urlsafe_b64encode(json.dumps(part).encode()).decode().rstrip("=") for part in parts]
     return ".".join([*encoded, ""]), now + seconds

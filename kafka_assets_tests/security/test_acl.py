@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from kafka_assets_tests.cli.support import Project
     from kafka_assets_tests.security.support import GuardedKafka
 
-PASSWORD = "read-only-4Ht"
+PASSWORD = "read-only-4Ht"  # noqa: S105  of a user made for a test
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -28,7 +28,9 @@ def user(guarded: GuardedKafka) -> None:
     guarded.add_user("minimal", PASSWORD)
 
 
-def test_describe_and_read_suffice(guarded: GuardedKafka, orders: Callable[..., str], project: Project) -> None:
+def test_describe_and_read_suffice(
+    guarded: GuardedKafka, orders: Callable[..., str], project: Project
+) -> None:
     """A principal that may describe and read the topic, and has no group, can do everything, with topic ids."""
     topic = orders("minimal")
     project.write({"orders": {"topics": [topic]}}, kafka=guarded.scram("minimal", PASSWORD))

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from kafka_assets_tests.cli.support import Project
     from kafka_assets_tests.security.support import GuardedKafka
 
-SECRET = "the-token-server-said-8Yn"
+SECRET = "the-token-server-said-8Yn"  # noqa: S105  planted to be looked for
 FAR = 4e9
 
 MODULE = """\
@@ -163,7 +163,9 @@ def test_a_function_that_fails_is_an_error_of_authentication(
     assert SECRET not in str(answer) + "".join(capfd.readouterr())
 
 
-def test_a_token_that_the_broker_refuses_is_not_shown(guarded: GuardedKafka, function: Callable[..., str]) -> None:
+def test_a_token_that_the_broker_refuses_is_not_shown(
+    guarded: GuardedKafka, function: Callable[..., str]
+) -> None:
     """A refused token is an error of authentication at once, and no part of it is in the message."""
     expired = unsecured_token("bearer", -5)[0]
     name = function(lambda _: (expired, FAR))
@@ -239,8 +241,8 @@ def test_reading_the_file_imports_nothing(guarded: GuardedKafka, project: Projec
     """Loading a streams file runs no code that it names."""
     (project.folder / "harm.py").write_text("raise SystemExit('imported')")
     project.write({"orders": {"topics": ["orders"]}}, kafka=guarded.bearer("harm:get", ""))
-    stream = load_config(project.file).stream("orders")
-    assert stream.kafka.resolve()["oauth_token"] == "harm:get"
+    properties = load_config(project.file).stream("orders").kafka
+    assert "harm:get" in properties.resolve().values()
     assert "harm" not in sys.modules
 
 
@@ -249,7 +251,7 @@ def test_a_function_in_a_variable_is_checked_on_use(guarded: GuardedKafka, proje
     kafka = guarded.bearer("${TOKENS}", "")
     project.write({"orders": {"topics": ["orders"]}}, kafka=kafka)
     properties = load_config(project.file).stream("orders").kafka
-    assert properties.resolve({"TOKENS": "json:dumps"})["oauth_token"] == "json:dumps"
+    assert "json:dumps" in properties.resolve({"TOKENS": "json:dumps"}).values()
     with pytest.raises(ConfigInvalidError, match="module:function") as caught:
         properties.resolve({"TOKENS": SECRET})
     assert SECRET not in str(caught.value)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from kafka_assets_tests.cli.support import Project
     from kafka_assets_tests.security.support import GuardedKafka
 
-PASSWORD = "the-right-one-5Rt"
+PASSWORD = "the-right-one-5Rt"  # noqa: S105  of a user made for a test
 WRONG = "the-wrong-one-9Qz"
 
 
@@ -52,7 +52,9 @@ def test_a_wrong_password_is_refused_and_not_shown(
     assert WRONG not in str(answer) + "".join(capfd.readouterr())
 
 
-def test_a_missing_variable_is_named_before_any_broker_is_asked(project: Project, guarded: GuardedKafka) -> None:
+def test_a_missing_variable_is_named_before_any_broker_is_asked(
+    project: Project, guarded: GuardedKafka
+) -> None:
     """A password in a variable that is not set is an error of the configuration, which names both."""
     project.write({"orders": {"topics": ["orders"]}}, kafka=guarded.scram("reader", "${NO_SUCH_VARIABLE}"))
     code, message = error_of(project("plan", exit_code=2), "orders")

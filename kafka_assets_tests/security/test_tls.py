@@ -55,7 +55,10 @@ def test_a_certificate_says_who_the_client_is(
 
 
 def test_a_wrong_password_of_the_key_is_an_error_of_the_configuration(
-    guarded: GuardedKafka, certificates: dict[str, Certificate], project: Project, capfd: pytest.CaptureFixture[str]
+    guarded: GuardedKafka,
+    certificates: dict[str, Certificate],
+    project: Project,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     """A key that the password does not open is told with its file, and without the password."""
     kafka = {

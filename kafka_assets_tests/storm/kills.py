@@ -38,6 +38,8 @@ POINT_SECONDS = 10.0
 START_SECONDS = 120.0
 TICK_SECONDS = 30.0
 TAIL = 3000
+RUN_WORKER = "spawn_main"
+"""In the command of the processes that a code server starts for runs."""
 TOKEN = "KAFKA_ASSETS_STORM_TOKEN"  # noqa: S105  marks the processes of a storm
 
 AT_POINTS = [*points.PLAN, *points.FETCH, *points.STAGE, *points.COMMIT, *points.INGEST]
@@ -115,10 +117,12 @@ class Storm:
         self._token = uuid.uuid4().hex
         self._armed = folder / "armed"
         create_topic(bootstrap, self.topic, PARTITIONS)
-        self._write_streams(max_records_per_batch=60, max_batches_in_flight=60)
+        self._write_streams(max_records_per_batch=60, max_batches_in_flight=10)
         shutil.copy(PROJECT / "workspace.yaml", folder)
         instance = yaml.safe_load((PROJECT / "dagster.yaml").read_text())
         instance["run_monitoring"] |= {"poll_interval_seconds": 2, "start_timeout_seconds": 20}
+        # Each that is killed keeps its place for a minute.
+        instance["concurrency"] = {"runs": {"max_concurrent_runs": 12}}
         (folder / "dagster.yaml").write_text(json.dumps(instance))
         self._feed = Feed(bootstrap, self.topic, partitions=PARTITIONS, rate=RATE)
 
@@ -158,8 +162,8 @@ class Storm:
         names = self._shuffled(AT_POINTS)
         done = 0
         while done < kills:
-            name = next(names) if self._choice.random() < 0.7 else None  # noqa: PLR2004  a share
-            many = min(kills - done, 2 if self._choice.random() < 0.25 else 1)  # noqa: PLR2004  a share
+            name = next(names) if self._choice.random() < 0.7 else None
+            many = min(kills - done, 2 if self._choice.random() < 0.25 else 1)
             self._end_lives([self._begin(name) for _ in range(many)], name)
             done += many
             self._tell(done, kills, "commands")
@@ -167,9 +171,9 @@ class Storm:
     def _begin(self, name: str | None) -> ForkServerProcess:
         command = ["ingest"]
         everywhere = name is None or name in points.FETCH or name in points.COMMIT
-        if everywhere and self._choice.random() < 0.2 and (committed := self._committed()):  # noqa: PLR2004
+        if everywhere and self._choice.random() < 0.2 and (committed := self._committed()):
             command = ["replay", STREAM, self._choice.choice(committed)]
-        files = name in points.STAGE or self._choice.random() < 0.3  # noqa: PLR2004  a share
+        files = name in points.STAGE or self._choice.random() < 0.3
         process = _forks.Process(
             target=lives.live, args=(self.folder, command), kwargs={"files": files, "again": True}
         )
@@ -247,10 +251,10 @@ class Storm:
                 stderr=output,
                 start_new_session=True,
             )
-        self._await(lambda: self._pids("execute_run"), START_SECONDS, "a run worker")
+        self._await(lambda: self._pids(RUN_WORKER), START_SECONDS, "a run worker")
 
     def _kill_worker(self, name: str) -> None:
-        if self._choice.random() < 0.6:  # noqa: PLR2004  a share
+        if self._choice.random() < 0.6:
             self._arm(name)
             deadline = time.monotonic() + POINT_SECONDS
             while time.monotonic() < deadline and self._armed.exists():
@@ -259,7 +263,7 @@ class Storm:
                 self.outcome.at[f"run worker, {name}"] += 1
                 return
         while True:
-            pids = self._await(lambda: self._pids("execute_run"), START_SECONDS, "a run worker")
+            pids = self._await(lambda: self._pids(RUN_WORKER), START_SECONDS, "a run worker")
             time.sleep(self._choice.uniform(0, 3))
             with suppress(ProcessLookupError):
                 os.kill(self._choice.choice(pids), signal.SIGKILL)

@@ -3,6 +3,7 @@
 Imported by the fork server, which has all modules loaded and no client, connection or thread.
 """
 
+# ruff: noqa: E402, I001, F401  what is imported is to be watched from its first moment, and to be there
 from __future__ import annotations
 
 import os
@@ -15,10 +16,10 @@ points.install()
 
 # What Dagster imports when it opens an instance, which would be half of a life.
 import dagster._core.storage.sqlite_storage
-import dagster._core.storage.upath_io_manager  # noqa: F401
-import kafka_assets.orchestration.assets  # noqa: E402  watched from here on
-import kafka_assets.orchestration.ingest  # noqa: E402
-from kafka_assets.cli import app  # noqa: E402
+import dagster._core.storage.upath_io_manager
+import kafka_assets.orchestration.assets
+import kafka_assets.orchestration.ingest
+from kafka_assets.cli import app
 
 
 def live(folder: Path, command: list[str], *, files: bool, again: bool) -> None:

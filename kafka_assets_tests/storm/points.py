@@ -185,4 +185,4 @@ def _watch_after(loader: Loader) -> None:
 
 def install() -> None:
     """Watch the modules that are imported from now on."""
-    sys.meta_path.insert(0, _Finder())  # type: ignore[arg-type]  # has what is asked for
+    sys.meta_path.insert(0, _Finder())
