@@ -9,7 +9,6 @@ import logging
 import os
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from kafka_assets import commits, ledger
@@ -24,6 +23,7 @@ from kafka_assets.warehouse import CommitUnknownError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from pathlib import Path
 
     import pyarrow as pa
 

@@ -7,6 +7,7 @@ not at all. Reading functions take a missing file or a database without a ledger
 
 from __future__ import annotations
 
+import re
 import uuid
 from collections import defaultdict
 from dataclasses import dataclass, field
@@ -55,6 +56,8 @@ METADATA_COLUMNS: Mapping[str, str] = {
 """Name and DuckDB type of the columns every stream's table begins with."""
 
 _KEY_FORMAT = "%Y%m%dT%H%M%S"
+
+_TABLES = frozenset(re.findall(r"CREATE TABLE kafka_assets_ledger\.(\w+)", sql.CREATE_TABLES))
 
 _POSITION_ROWS = pa.schema(
     {
@@ -214,16 +217,25 @@ def has_ledger(con: duckdb.DuckDBPyConnection | None) -> bool:
     """
     if con is None:
         return False
-    ((metas, tables),) = con.execute(sql.HAS_LEDGER).fetchall()
+    tables = {table for (table,) in con.execute(sql.LEDGER_TABLES).fetchall()}
     if not tables:
         return False
-    versions = con.execute("SELECT schema_version FROM kafka_assets_ledger.meta").fetchall() if metas else []
+    versions = (
+        con.execute("SELECT schema_version FROM kafka_assets_ledger.meta").fetchall()
+        if "meta" in tables
+        else []
+    )
     if versions != [(sql.SCHEMA_VERSION,)]:
         found = ", ".join(str(version) for (version,) in versions) or "none"
         raise WarehouseInvalidError(
             f"the ledger in schema kafka_assets_ledger has schema version {found}, and this kafka_assets"
-            " knows"
-            f" {sql.SCHEMA_VERSION}. It was not touched. Use the kafka_assets that wrote it, or a newer one."
+            f" knows {sql.SCHEMA_VERSION}. It was not touched. Use the kafka_assets that wrote it, or a newer"
+            " one."
+        )
+    if missing := _TABLES - tables:
+        raise WarehouseInvalidError(
+            f"the ledger in schema kafka_assets_ledger lacks {', '.join(sorted(missing))}: somebody changed it by"
+            " hand. It was not touched. Bring the warehouse back from a copy."
         )
     return True
 

@@ -162,8 +162,8 @@ SELECT stream, topic, topic_id, incarnation, "partition", from_offset, until_off
 FROM kafka_assets_ledger.losses;
 """
 
-HAS_LEDGER = """
-SELECT count(*) FILTER (table_name = 'meta'), count(*)
+LEDGER_TABLES = """
+SELECT table_name
 FROM duckdb_tables()
 WHERE database_name = current_database() AND schema_name = 'kafka_assets_ledger'
 """

@@ -327,7 +327,7 @@ class Warehouse:
                 self._standing.drop()
             with suppress(duckdb.Error, RuntimeError):
                 self._detach()
-            translated = _translated(error)
+            translated = _translated(error) or self._damage(error)
             if translated is not None:
                 raise translated from error
             raise
@@ -337,7 +337,9 @@ class Warehouse:
             if access == "READ_ONLY":
                 logger.warning("letting go of %s failed, so the connection was dropped: %s", self.path, error)
                 return
-            raise _unknown(f"letting go of {self.path} after the commit failed", error)
+            raise _unknown(f"letting go of {self.path} after the commit failed", error) from (
+                _translated(error) or error
+            )
 
     def _attach(self, deadline: float, access: str) -> duckdb.DuckDBPyConnection:
         if _is_open_here(self.path):
@@ -371,6 +373,18 @@ class Warehouse:
             f"this process itself has {self.path} open, outside of kafka_assets. Two ways into one file would"
             " undo its locks, so nothing was done. Close that connection, and read the warehouse with"
             " kafka_assets.connect(), which holds the file only while a query runs."
+        )
+
+    def _damage(self, error: BaseException) -> WarehouseInvalidError | None:
+        """Return the error for a file whose damage shows only where it is read."""
+        text = str(error)
+        # A query may read other files too, of which the engine says the like.
+        signs = ("Corrupt database file", f'Could not read enough bytes from file "{self.path}"')
+        if not isinstance(error, duckdb.Error) or not any(sign in text for sign in signs):
+            return None
+        return WarehouseInvalidError(
+            f"the warehouse {self.path} is damaged: {text.rstrip('.')}. Nothing was written. Bring the file back"
+            " from a copy; what was loaded since is read again from Kafka."
         )
 
     def _unusable(self, text: str) -> WarehouseInvalidError:
@@ -410,7 +424,7 @@ class Warehouse:
             connection.execute("COMMIT")
         except (duckdb.Error, RuntimeError) as error:
             self._standing.drop()
-            raise _unknown(f"the commit to {self.path} failed", error)
+            raise _unknown(f"the commit to {self.path} failed", error) from (_translated(error) or error)
         except BaseException:
             self._standing.drop()
             raise
@@ -439,12 +453,10 @@ def _translated(error: BaseException) -> KafkaAssetsError | None:
 
 
 def _unknown(what: str, error: duckdb.Error | RuntimeError) -> CommitUnknownError:
-    cause = _translated(error)
-    kind = CommitUnknownError if cause is None else _CommitUnknownDiskFullError
-    advice = "" if cause is None else " Make room, and try again."
-    unknown = kind(f"{what}: {error}. The ledger in it says whether the transaction is there.{advice}")
-    unknown.__cause__ = cause or error
-    return unknown
+    told = f"{what}: {error}. The ledger in it says whether the transaction is there."
+    if _translated(error) is None:
+        return CommitUnknownError(told)
+    return _CommitUnknownDiskFullError(f"{told} Make room, and try again.")
 
 
 def _not_made(error: OSError, message: str) -> KafkaAssetsError:
@@ -458,13 +470,9 @@ def _is_open_here(path: Path) -> bool:
 
     DuckDB takes a second way into a file that is only read, and closing one of the two drops the lock of both.
     """
-    try:
-        descriptors = os.listdir("/proc/self/fd")
-    except OSError:
-        return False
-    for descriptor in descriptors:
+    for descriptor in Path("/proc/self/fd").glob("*"):
         with suppress(OSError):
-            if os.readlink(f"/proc/self/fd/{descriptor}") == str(path):
+            if descriptor.readlink() == path:
                 return True
     return False
 

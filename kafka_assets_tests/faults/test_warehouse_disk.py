@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import resource
 import subprocess
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from kafka_assets.orchestration import assets
 from kafka_assets.orchestration import ingest as ingesting
 from kafka_assets_tests.faults.story import expected
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 MIB = 1024**2
 
@@ -57,7 +60,7 @@ def small_disk(tmp_path):
 
 
 @pytest.fixture
-def story(disk, story_on, bootstrap):
+def story(disk, story_on, bootstrap):  # noqa: ARG001  the disk is there first, and goes last
     """A project on the small disk; its Dagster instance is elsewhere."""
     return story_on(bootstrap)
 

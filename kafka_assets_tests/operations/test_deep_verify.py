@@ -74,7 +74,7 @@ def test_rows_that_are_missing_or_moved_are_named(story, loaded):
     name = loaded
     (key,) = story.query("SELECT max(batch) FROM kafka_assets.batches")[0]
     alter(story, "DELETE FROM orders WHERE _kafka_partition = 0 AND _kafka_offset = 2")
-    alter(story, f"UPDATE orders SET _kafka_batch = '{key}' WHERE _kafka_partition = 1 AND _kafka_offset = 0")
+    alter(story, MOVED.format(key=key))
     problems = deep(story, exit_code=1)["problems"]
     missing = [one for one in problems if "the table has no row" in one]
     assert [one.split(" ")[0] for one in missing] == [f"{name}[0]@2", f"{name}[1]@0"]

@@ -6,6 +6,7 @@ what the table must hold is kept beside it, in plain dictionaries.
 
 from __future__ import annotations
 
+import atexit
 import shutil
 import tempfile
 from collections import Counter, defaultdict
@@ -173,14 +174,24 @@ def _stream_file() -> Any:
 
 @cache
 def _folder() -> Path:
+    """The place of this process's warehouse, one after the other: a file of the same name costs no connection."""
     fast = Path("/dev/shm")  # noqa: S108  a folder of our own is made in it
-    return Path(tempfile.mkdtemp(prefix="kafka-assets-storm-", dir=fast if fast.is_dir() else None))
+    folder = Path(tempfile.mkdtemp(prefix="kafka-assets-storm-", dir=fast if fast.is_dir() else None))
+    atexit.register(clean_up)
+    return folder
+
+
+def _warehouse() -> MortalWarehouse:
+    folder = _folder()
+    return MortalWarehouse(folder / "w.duckdb", lock_timeout=10, staging=folder / "w.duckdb.staging")
 
 
 def clean_up() -> None:
-    """Remove the folder of this process's warehouse."""
-    shutil.rmtree(_folder(), ignore_errors=True)
-    _folder.cache_clear()
+    """Remove the folder of this process's warehouse, if it has one."""
+    if _folder.cache_info().currsize:
+        _warehouse()._standing.drop()
+        shutil.rmtree(_folder(), ignore_errors=True)
+        _folder.cache_clear()
 
 
 class StormMachine(RuleBasedStateMachine):
@@ -190,9 +201,7 @@ class StormMachine(RuleBasedStateMachine):
         super().__init__()
         self.folder = _folder()
         self._clear()
-        self.warehouse = MortalWarehouse(
-            self.folder / "w.duckdb", lock_timeout=10, staging=self.folder / "w.duckdb.staging"
-        )
+        self.warehouse = _warehouse()
         self.kafka = MemoryKafka()
         self.stream: StreamConfig = replace(
             _stream_file().stream(STREAM), interval=0.0, max_batch_delay=0.0, max_batches_in_flight=6
@@ -483,12 +492,16 @@ class StormMachine(RuleBasedStateMachine):
 
     # The runs.
 
-    @action(3, which=numbers, replays=st.booleans())
-    def start_run(self, which: int, replays: bool) -> None:
-        """Of an open batch, which another run may be at work on; or to replay one."""
+    @action(3, which=numbers, whose=st.sampled_from(["open", "replay", "another's"]))
+    def start_run(self, which: int, whose: str) -> None:
+        """Of an open batch, or to replay one, or of a batch that another run is at work on."""
         if len(self.runs) == MOST_RUNS:
             return
-        keys = [key for key, generation in self.generations.items() if bool(generation) == replays]
+        keys = [
+            key for key, generation in self.generations.items() if bool(generation) == (whose == "replay")
+        ]
+        if whose == "another's":
+            keys = [run.batch.batch for run in self.runs]
         if keys:
             self._start(keys[which % len(keys)])
 
