@@ -203,6 +203,8 @@ def commit(
         try:
             row = _commit_once(stream, warehouse, batch, generation, slices, tables, run_id, scope)
         except commits.GenerationMovedError as moved:
+            for one in slices:
+                discard(one)
             if generation == 0:
                 return Committed(moved.batch, "found committed")
             if not again:
@@ -274,6 +276,7 @@ def _open_all(
             table = open_staged(one)
         except StagedDamagedError as damaged:
             logger.warning("%s; fetching that slice of batch %s again", damaged, batch.batch)
+            discard(one)
             (again,) = stage_slices(
                 stream, warehouse, batch, [_ranges(one)], name=f"{run_id[:8]}-again{index}"
             )

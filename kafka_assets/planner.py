@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from kafka_assets import ledger, ledger_sql, planning
-from kafka_assets.config import Assignment
+from kafka_assets.config import Assignment, TopicPattern
 from kafka_assets.errors import ConfigInvalidError, LogTruncatedError, TableTakenError
 from kafka_assets.formats import get_format
 from kafka_assets.starting import resolve_starts, timestamps_to_find
@@ -140,7 +140,7 @@ def propose(
     """
     state = seen.state
     starts: Mapping[TopicPartition, int] = {}
-    if not state.positions:
+    if not state.known:
         spec = stream.starting_offsets
         wanted = timestamps_to_find(spec, seen.bounds)
         starts = resolve_starts(spec, seen.bounds, log.offsets_at(wanted) if wanted else {})
@@ -207,7 +207,10 @@ def record(
         PlanConflictError: Another planner was faster; look again.
         TableTakenError: The table is another's.
     """
-    if not (plan.batches or plan.positions or plan.losses):
+    # A pattern may match nothing yet: the stream has started all the same, and what comes later begins at its
+    # earliest offset.
+    starts = isinstance(stream.selection, TopicPattern) and not (seen.state.known or plan.stops)
+    if not (plan.batches or plan.positions or plan.losses or starts):
         return ()
     fmt = get_format(stream.format)
     with warehouse.writing(timeout) as connection:

@@ -8,6 +8,7 @@ from importlib.metadata import version as version_of
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
+from rich.text import Text
 
 from kafka_assets import coverage, ledger
 from kafka_assets.cli.progress import progress_for
@@ -357,7 +358,10 @@ def table_of(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]
         numeric = bool(rows) and all(isinstance(row[index], int | float | None) for row in rows)
         table.add_column(column, justify="right" if numeric else "left", no_wrap=True, overflow="ellipsis")
     for row in rows:
-        table.add_row(
-            *("" if cell is None else f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row)
-        )
+        table.add_row(*map(_cell, row))
     return table
+
+
+def _cell(value: object) -> Text:
+    # Not markup, whatever a record holds.
+    return Text("" if value is None else f"{value:,}" if isinstance(value, int) else str(value))

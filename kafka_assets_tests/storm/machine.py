@@ -543,6 +543,20 @@ class StormMachine(RuleBasedStateMachine):
         if run.staged is not None:
             self._commit(run, fate)
 
+    @action(2, which=numbers, fate=fates)
+    def race(self, which: int, fate: Fate) -> None:
+        """Two runs of one batch fetch side by side, and commit one after the other."""
+        if not self.plans:
+            return
+        key = sorted(self.plans)[which % len(self.plans)]
+        racers = [self._start(key), self._start(key)]
+        for run in racers:
+            self._fetch(run)
+        for run in racers:
+            if run.staged is not None:
+                self._commit(run, fate)
+                fate = Fate()
+
     def _fetch_amid(self, run: Run, slices: int, halfway: int, part: int) -> None:
         """Fetch while, perhaps, retention takes something away, or somebody kills the fetcher."""
         if halfway == 0:
