@@ -79,8 +79,7 @@ class GenerationMovedError(KafkaAssetsError):
     def __init__(self, batch: BatchRow, expected: int) -> None:
         self.batch = batch
         super().__init__(
-            f"batch {batch.batch} of stream {batch.stream} is at generation {batch.generation}, committed by"
-            " run"
+            f"batch {batch.batch} of stream {batch.stream} is at generation {batch.generation}, committed by run"
             f" {batch.run_id}; this run expected {expected}. Nothing was written."
         )
 
@@ -181,8 +180,8 @@ def commit_batch(
         loaded = sum(outcome["loaded"] for outcome, _ in settled)
         if inserted + kept != loaded:
             raise RunFailedError(
-                f"batch {batch} of {stream}: {inserted} rows were inserted and {kept} kept where {loaded} were"
-                " counted; undone."
+                f"batch {batch} of {stream}: {inserted} rows were inserted and {kept} kept where {loaded}"
+                " were counted; undone."
             )
         _write_losses(con, stream, batch, [loss for _, losses in settled for loss in losses], now)
     insert(
@@ -429,9 +428,8 @@ def _settle_range(
     gone = sum(stretch.size for stretch in lost)
     if loaded + undeliverable + gone != whole.size or any(whole.intersect(one) != one for one in lost):
         raise RunFailedError(
-            f"{where}: {loaded} records, {undeliverable} offsets seen to be undeliverable and {gone} lost do"
-            " not add"
-            f" up to its {whole.size} offsets. Nothing was written."
+            f"{where}: {loaded} records, {undeliverable} offsets seen to be undeliverable and {gone} lost do not add up"
+            f" to its {whole.size} offsets. Nothing was written."
         )
     functions = {piece.digest_function for piece in pieces}
     digests = [piece.digest for piece in pieces]
@@ -484,9 +482,8 @@ def _incoming(
         if set(part.column_names) != set(names):
             odd = ", ".join(sorted(set(part.column_names) ^ set(names)))
             raise RunFailedError(
-                f"batch {batch.batch} of {batch.stream}: the staged columns differ from the table's in"
-                f" {odd}. Nothing"
-                " was written."
+                f"batch {batch.batch} of {batch.stream}: the staged columns differ from the table's in {odd}."
+                " Nothing was written."
             )
     if not filled:
         return pa.table({name: pa.nulls(0) for name in names})
@@ -494,9 +491,8 @@ def _incoming(
     staged_sum = (pc.sum(whole["_kafka_offset"]).as_py() or 0) % _WRAP
     if staged_sum != sum(int(outcome["offset_sum"]) for outcome, _ in settled) % _WRAP:
         raise RunFailedError(
-            f"batch {batch.batch} of {batch.stream}: the staged rows are not those that were fetched, their"
-            " offsets"
-            " sum up to another number. Nothing was written."
+            f"batch {batch.batch} of {batch.stream}: the staged rows are not those that were fetched, their offsets sum"
+            " up to another number. Nothing was written."
         )
     return whole
 

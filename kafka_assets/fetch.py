@@ -170,8 +170,7 @@ class RangeReader:
         delivered = sum(one.records for one in evidence)
         if delivered != rows:
             raise RunFailedError(
-                f"{rows} rows were made of {delivered} records delivered; nothing of this fetch is used."
-                " This is a"
+                f"{rows} rows were made of {delivered} records delivered; nothing of this fetch is used. This is a"
                 " defect of kafka_assets."
             )
         if buffer.rows:
@@ -302,14 +301,10 @@ class RangeReader:
             if at < bounds.log_start:
                 if self._on_data_loss == "fail":
                     raise DataLostError(
-                        f"{planned}: Kafka deleted the offsets from {at} to {bounds.log_start - 1} before"
-                        " they were read:"
-                        f" the fetch stood at {at}, and the log now starts at {bounds.log_start}. Nothing of"
-                        " this fetch"
-                        " is used. `on_data_loss: skip` goes on at the log start and books what is gone as"
-                        " lost;"
-                        " so does `kafka-assets reset`, once. Longer retention or a shorter interval"
-                        " prevents it."
+                        f"{planned}: Kafka deleted the offsets from {at} to {bounds.log_start - 1} before they were"
+                        f" read: the fetch stood at {at}, and the log now starts at {bounds.log_start}. Nothing of this"
+                        " fetch is used. `on_data_loss: skip` goes on at the log start and books what is gone as lost;"
+                        " so does `kafka-assets reset`, once. Longer retention or a shorter interval prevents it."
                     )
                 progress.lose(at, bounds.log_start)
                 stretch = OffsetRange(planned.topic, planned.partition, at, progress.next)
@@ -383,19 +378,16 @@ class RangeReader:
             if topic is None or planned.range.partition not in topic.partitions:
                 what = "topic" if topic is None else "partition"
                 raise TopicMissingError(
-                    f"{planned.range} cannot be read: the brokers at {self._events.addresses} have no such"
-                    f" {what}."
-                    " If it was deleted for good, `kafka-assets reset` books the range as lost; otherwise"
-                    " bring it back and run the batch again."
+                    f"{planned.range} cannot be read: the brokers at {self._events.addresses} have no such {what}. If"
+                    " it was deleted for good, `kafka-assets reset` books the range as lost; otherwise bring it back"
+                    " and run the batch again."
                 )
             if planned.topic_id is not None and topic.topic_id not in (None, planned.topic_id):
                 raise TopicRecreatedError(
-                    f"{planned.range} was planned on the topic of id {planned.topic_id}, and"
-                    f" {planned.range.topic!r}"
-                    f" now has id {topic.topic_id}: it was deleted and created again, and its offsets are"
-                    " other"
-                    " records. Nothing of this fetch is used. `kafka-assets reset` books what is gone as lost"
-                    " and goes on in the new topic."
+                    f"{planned.range} was planned on the topic of id {planned.topic_id}, and {planned.range.topic!r}"
+                    f" now has id {topic.topic_id}: it was deleted and created again, and its offsets are other"
+                    " records. Nothing of this fetch is used. `kafka-assets reset` books what is gone as lost and goes"
+                    " on in the new topic."
                 )
 
     def _stalled(self, consumer: Consumer, log: KafkaLog) -> KafkaAssetsError:
@@ -420,10 +412,9 @@ class RangeReader:
             else ""
         )
         return FetchStalledError(
-            f"{planned}: nothing came for {self._stall_timeout:.0f} s; the fetch stands at offset {stands}"
-            f" and {end}."
-            f"{others}{last} Nothing of this fetch is used; it is tried again. `stall_timeout` is how long"
-            " to wait."
+            f"{planned}: nothing came for {self._stall_timeout:.0f} s; the fetch stands at offset {stands} and"
+            f" {end}.{others}{last} Nothing of this fetch is used; it is tried again. `stall_timeout` is how"
+            " long to wait."
         )
 
     def _key(self, progress: RangeProgress) -> int:
@@ -461,8 +452,7 @@ def read_ranges(
             )
         if one.from_offset < found.log_start or one.until_offset > found.end:
             raise RangeUnavailableError(
-                f"{one} is not all in Kafka: {one.topic_partition} reaches from {found.log_start} to"
-                f" {found.end} now."
+                f"{one} is not all in Kafka: {one.topic_partition} reaches from {found.log_start} to {found.end} now."
                 " Nothing was read. Ask for a range within that."
             )
         planned.append(PlannedRange(one, topic_id=found.topic_id, leader_epoch=found.leader_epoch))
@@ -511,10 +501,8 @@ def _measure(runs: Sequence[tuple[RangeProgress, int]], sizes: Int64s, times: In
 
 def _truncated(progress: RangeProgress, why: str) -> LogTruncatedError:
     return LogTruncatedError(
-        f"{progress.planned.range}: the log was truncated: the fetch stood at offset {progress.next}, and"
-        f" {why}. Records"
-        " that were read before may be gone from Kafka, and offsets may come again with other records."
-        " Nothing"
+        f"{progress.planned.range}: the log was truncated: the fetch stood at offset {progress.next}, and {why}."
+        " Records that were read before may be gone from Kafka, and offsets may come again with other records. Nothing"
         " of this fetch is used. `kafka-assets reset` goes on in a new incarnation of the topic-partition."
     )
 

@@ -228,9 +228,8 @@ def has_ledger(con: duckdb.DuckDBPyConnection | None) -> bool:
     if versions != [(sql.SCHEMA_VERSION,)]:
         found = ", ".join(str(version) for (version,) in versions) or "none"
         raise WarehouseInvalidError(
-            f"the ledger in schema kafka_assets_ledger has schema version {found}, and this kafka_assets"
-            f" knows {sql.SCHEMA_VERSION}. It was not touched. Use the kafka_assets that wrote it, or a newer"
-            " one."
+            f"the ledger in schema kafka_assets_ledger has schema version {found}, and this kafka_assets knows"
+            f" {sql.SCHEMA_VERSION}. It was not touched. Use the kafka_assets that wrote it, or a newer one."
         )
     if missing := _TABLES - tables:
         raise WarehouseInvalidError(
@@ -396,7 +395,7 @@ def _format_key(moment: datetime) -> str:
     return f"{moment.strftime(_KEY_FORMAT)}{moment.microsecond // 1000:03d}Z"
 
 
-def record_plan(  # noqa: PLR0913  the parts of one transaction, each by its name
+def record_plan(
     con: duckdb.DuckDBPyConnection,
     stream: str,
     *,
@@ -459,7 +458,7 @@ def record_plan(  # noqa: PLR0913  the parts of one transaction, each by its nam
     return tuple(keys)
 
 
-def _register(  # noqa: PLR0913, PLR0917  the row it writes
+def _register(
     con: duckdb.DuckDBPyConnection,
     stream: str,
     table: TableName,
@@ -473,16 +472,14 @@ def _register(  # noqa: PLR0913, PLR0917  the row it writes
     owners = con.execute(sql.TABLE_OWNER, name).fetchall()
     if owners:
         raise TableTakenError(
-            f"table {table}, which stream {stream} is to fill, belongs to stream {owners[0][0]}. A table"
-            " belongs to"
-            f" one stream. Nothing was written. Give one of them another `table:`, or, if {stream} is"
-            f" {owners[0][0]} under a new name, run `kafka-assets rename {owners[0][0]} {stream}`."
+            f"table {table}, which stream {stream} is to fill, belongs to stream {owners[0][0]}. A table belongs to one"
+            f" stream. Nothing was written. Give one of them another `table:`, or, if {stream} is {owners[0][0]} under"
+            f" a new name, run `kafka-assets rename {owners[0][0]} {stream}`."
         )
     if con.execute(sql.TABLE_COLUMNS, name).fetchall():
         raise TableTakenError(
-            f"table {table}, which stream {stream} is to fill, is there already and no stream made it."
-            " Nothing was"
-            f" written. Name another table with `table:`, or drop or rename that one if you do not need it."
+            f"table {table}, which stream {stream} is to fill, is there already and no stream made it. Nothing was"
+            " written. Name another table with `table:`, or drop or rename that one if you do not need it."
         )
     con.execute(f"CREATE SCHEMA IF NOT EXISTS {quote(table.schema or 'main')}").fetchall()
     con.execute(_create_table(table, columns)).fetchall()
@@ -507,15 +504,13 @@ def _swap_plan_version(
     swapped = changed(con, sql.SWAP_PLAN_VERSION, stream=stream, expected=expected, fingerprint=fingerprint)
     if swapped != 1:
         raise PlanConflictError(
-            f"stream {stream} is no longer at plan version {expected}: another planner was faster; plan"
-            " again."
+            f"stream {stream} is no longer at plan version {expected}: another planner was faster; plan again."
         )
     ((_, schema, name, _),) = con.execute(sql.READ_STREAM, {"stream": stream}).fetchall()
     if (schema.lower(), name.lower()) != ((table.schema or "main").lower(), table.name.lower()):
         raise ConfigInvalidError(
-            f"stream {stream} has its rows in table {schema}.{name}, but the streams file now says {table}."
-            " Rows of"
-            f" a stream are in one table. Nothing was written. Set `table: {schema}.{name}`."
+            f"stream {stream} has its rows in table {schema}.{name}, but the streams file now says {table}. Rows of a"
+            f" stream are in one table. Nothing was written. Set `table: {schema}.{name}`."
         )
 
 
@@ -529,9 +524,8 @@ def check_table(con: duckdb.DuckDBPyConnection, table: TableName, columns: Seque
     found = dict(con.execute(sql.TABLE_COLUMNS, named).fetchall())
     if not found:
         raise WarehouseInvalidError(
-            f"table {table} is gone, with the rows the ledger counts. Nothing was written. Bring it back"
-            " from a"
-            " copy of the warehouse."
+            f"table {table} is gone, with the rows the ledger counts. Nothing was written. Bring it back from a copy"
+            " of the warehouse."
         )
     wanted = {**METADATA_COLUMNS, **{column.name: column.type for column in columns}}
     # The engine's own spelling of the types, to compare like with like.
@@ -544,8 +538,7 @@ def check_table(con: duckdb.DuckDBPyConnection, table: TableName, columns: Seque
     ]
     if flaws:
         raise WarehouseInvalidError(
-            f"table {table} does not fit what is written to it: {'; '.join(flaws)}. Nothing was written."
-            " Change the"
+            f"table {table} does not fit what is written to it: {'; '.join(flaws)}. Nothing was written. Change the"
             " columns back, or the stream's `format:` to what the table was made for."
         )
 
@@ -631,7 +624,7 @@ def _assert_incarnation(plan: Plan, piece: OffsetRange, incarnation: int) -> Non
         raise RunFailedError(f"{piece} of incarnation {incarnation} is planned beside position {position}.")
 
 
-def _write_batches(  # noqa: PLR0913  the rows it writes
+def _write_batches(
     con: duckdb.DuckDBPyConnection,
     stream: str,
     keys: Sequence[str],

@@ -200,9 +200,8 @@ class Warehouse:
             except OSError as error:
                 raise _not_made(
                     error,
-                    f"the folder {folder}, which the warehouse {self.path} needs, cannot be made:"
-                    f" {error.strerror}. Nothing was written. Make it, or name another place in"
-                    " `warehouse.uri`.",
+                    f"the folder {folder}, which the warehouse {self.path} needs, cannot be made: {error.strerror}."
+                    " Nothing was written. Make it, or name another place in `warehouse.uri`.",
                 ) from error
 
     @contextmanager
@@ -257,8 +256,8 @@ class Warehouse:
             raise _not_made(
                 error,
                 f"the lock file {name} cannot be opened: {error.strerror}. Without it the warehouse is not"
-                f" touched. Give this account the right to write in {self.path.parent}, or name another place"
-                " in `warehouse.uri`.",
+                f" touched. Give this account the right to write in {self.path.parent}, or name another"
+                " place in `warehouse.uri`.",
             ) from error
         self._standing.descriptors.add(descriptor)
         try:
@@ -288,9 +287,8 @@ class Warehouse:
         """Make the file under another name first: killed half-way, none of its own name is left."""
         if Path(f"{self.path}.wal").exists():
             raise WarehouseInvalidError(
-                f"the warehouse {self.path} is missing but its write-ahead log {self.path}.wal is there, with"
-                " commits that belong to the missing file. Bring the file back, or move the log away to start"
-                " anew."
+                f"the warehouse {self.path} is missing but its write-ahead log {self.path}.wal is there, with commits"
+                " that belong to the missing file. Bring the file back, or move the log away to start anew."
             )
         for stale in self.path.parent.glob(f"{glob.escape(self.path.name)}.new-*"):
             stale.unlink(missing_ok=True)
@@ -528,8 +526,7 @@ def _refuse_network_file_system(path: Path) -> None:
     if kind in _NETWORK_FILE_SYSTEMS:
         raise WarehouseInvalidError(
             f"the warehouse {path} lies on a network file system ({kind}), where file locks may not hold"
-            " between hosts and two writers would damage it. Put it on a local disk, or, if only this host"
-            " uses"
+            " between hosts and two writers would damage it. Put it on a local disk, or, if only this host uses"
             f" it, set {ALLOW_NETWORK_FS}=1."
         )
 

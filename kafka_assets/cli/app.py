@@ -114,7 +114,8 @@ STREAMS = click.argument("streams", nargs=-1, metavar="[STREAM]...")
 def cli() -> None:
     """Kafka into tables with Dagster: nothing lost, nothing twice.
 
-    Every command takes --config FILE (default: $KAFKA_ASSETS_CONFIG, else ./streams.yaml) and --json.
+    Every command takes --config FILE (default: $KAFKA_ASSETS_CONFIG, else ./streams.yaml) and --json. STREAM left
+    out means all of them.
     """
 
 
@@ -132,11 +133,14 @@ def plan(session: Session, streams: tuple[str, ...]) -> None:
     "--timeout",
     callback=_seconds,
     metavar="DURATION",
-    help="Stop planning and running batches after this long.",
+    help="Stop after this long, like 90s or 10m, with exit code 4; what is committed stays.",
 )
 @click.pass_obj
 def ingest(session: Session, streams: tuple[str, ...], timeout: float | None) -> None:
-    """Plan and run batches up to the log ends seen now."""
+    """Plan and run batches up to the log ends seen now.
+
+    Each is a Dagster run. With a rate limit it waits between batches. Cut short, it is started again and goes on.
+    """
     commands.ingest(session, streams, timeout)
 
 
@@ -144,16 +148,25 @@ def ingest(session: Session, streams: tuple[str, ...], timeout: float | None) ->
 @STREAMS
 @click.pass_obj
 def status(session: Session, streams: tuple[str, ...]) -> None:
-    """Show offsets, lag and batches."""
+    """Show offsets, lag and batches.
+
+    Without the brokers it shows what the ledger knows, with exit code 4.
+    """
     commands.status(session, streams)
 
 
 @cli.command()
 @STREAMS
-@click.option("--deep", is_flag=True, help="Also fetch everything still in Kafka again, and compare.")
+@click.option(
+    "--deep", is_flag=True, help="Also fetch everything still in Kafka again, and compare it byte for byte."
+)
 @click.pass_obj
 def verify(session: Session, streams: tuple[str, ...], *, deep: bool) -> None:
-    """Prove that every planned offset is accounted for, against the table."""
+    """Prove that every planned offset is accounted for.
+
+    Compares count, offsets and a digest of each range in the table with what was fetched. Needs no Dagster, and no
+    brokers unless --deep is given.
+    """
     commands.verify(session, streams, deep=deep)
 
 
@@ -168,7 +181,10 @@ def version(session: Session) -> None:
 @click.option("--rate", default=200, show_default=True, help="Sample orders produced each second.")
 @click.pass_obj
 def dev(session: Session, rate: int) -> None:
-    """Start a local Kafka, feed it, and open `dagster dev` with the sensors on."""
+    """Run a local Kafka and `dagster dev`, sensors on.
+
+    The Kafka is fed with sample orders, until interrupted.
+    """
     from kafka_assets.dev.stack import dev as run_dev  # noqa: PLC0415  needs the dev extra
 
     session.exit_code = run_dev(session, rate=rate)
@@ -177,7 +193,10 @@ def dev(session: Session, rate: int) -> None:
 @cli.command()
 @click.pass_obj
 def demo(session: Session) -> None:
-    """Produce 100,000 sample orders, ingest them through Dagster, show the table and the proof."""
+    """Ingest 100,000 sample orders, then show the proof.
+
+    They go into a local Kafka and from there through Dagster runs into a table, whose head is shown.
+    """
     from kafka_assets.dev.stack import demo as run_demo  # noqa: PLC0415  needs the dev extra
 
     session.exit_code = run_demo(session)

@@ -335,7 +335,9 @@ def version(session: Session) -> None:
     if session.as_json:
         session.answer(versions)
         return
-    session.console.print(table_of("versions", ("package", "version"), [list(row) for row in versions.items()]))
+    session.console.print(
+        table_of("versions", ("package", "version"), [list(row) for row in versions.items()])
+    )
 
 
 def _executor(session: Session) -> tuple[Runtime, RunExecutor]:

@@ -51,7 +51,10 @@ def _moment(_: click.Context, __: click.Parameter, text: str | None) -> datetime
     help="Offsets of the current incarnation, widened to whole planned ranges.",
 )
 @click.option(
-    "--since", callback=_moment, metavar="T", help="Ranges with records from this time on (_kafka_timestamp)."
+    "--since",
+    callback=_moment,
+    metavar="T",
+    help="Ranges with records (their _kafka_timestamp) from this time on, like 2026-01-01T00:00:00Z.",
 )
 @click.option("--until", callback=_moment, metavar="T", help="Ranges with records before this time.")
 @click.option("--merge", is_flag=True, help="Keep rows that Kafka no longer gives back, replace the others.")
@@ -66,10 +69,11 @@ def replay(
     *,
     merge: bool,
 ) -> None:
-    """Fetch batches, ranges or a time again and replace exactly their rows.
+    """Fetch batches, ranges or a time again, replace their rows.
 
-    A batch that is only planned is loaded. Where Kafka no longer gives back a row that is there, nothing of that
-    batch is changed. Rows that were removed on purpose stay removed.
+    Exactly these rows are replaced, in one transaction for each batch. A batch that is only planned is loaded. Where
+    Kafka no longer gives back a row that is there, nothing of that batch is changed. Rows that were removed on purpose
+    stay removed.
     """
     named = [bool(batches), bool(ranges), since is not None or until is not None]
     if sum(named) != 1:
@@ -132,7 +136,10 @@ def _say_what(
 @click.command()
 @click.argument("stream")
 @click.option(
-    "--before", callback=_moment, metavar="T", help="Rows whose _kafka_timestamp is before this time."
+    "--before",
+    callback=_moment,
+    metavar="T",
+    help="Rows whose _kafka_timestamp is before this time, like 2026-01-01T00:00:00Z.",
 )
 @click.option(
     "--where", "predicate", metavar="SQL", help="Rows of which this boolean SQL expression is true."
@@ -144,7 +151,8 @@ def expire(
 ) -> None:
     """Remove rows on purpose, by age or by what is in them.
 
-    They are deleted and booked as removed in one transaction, and stay removed whatever is replayed later.
+    They are deleted and booked as removed in one transaction, and stay removed whatever is replayed later. It holds
+    for the batches planned so far, not for those planned later.
     """
     if (before is None) == (predicate is None):
         raise UsageInvalidError("expire needs either --before T or --where SQL, which say what to remove")
@@ -180,7 +188,11 @@ def expire(
 @click.argument("new")
 @click.pass_obj
 def rename(session: Session, old: str, new: str) -> None:
-    """Have a stream's ledger, table and Dagster keys follow its new name in the streams file."""
+    """Have everything follow a stream's new name.
+
+    Rename it in the streams file first: its ledger, its table (unless `table:` names one) and its Dagster keys then
+    follow.
+    """
     chosen = session.config.stream(new)
 
     def work(stream: StreamConfig) -> dict[str, Any]:

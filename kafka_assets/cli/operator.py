@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 NOT_APPLIED = 2
 RANGES_SHOWN = 10
 TARGET = "earliest|latest|TIMESTAMP|TOPIC:PARTITION:OFFSET..."
+HISTORY_TARGET = "earliest|TIMESTAMP|TOPIC:PARTITION:OFFSET..."
 
 _PLACE = re.compile(r"([A-Za-z0-9._-]+):(\d{1,10}):(\d{1,19})")
 _LARGEST_OFFSET = 2**63 - 1
@@ -39,9 +40,18 @@ _COLUMNS = ("topic", "partition", "incarnation", "from", "to", "skipped", "lost"
 @click.command()
 @click.argument("words", nargs=-1, required=True, metavar="STREAM")
 @click.option(
-    "--to", "targets", multiple=True, required=True, metavar=TARGET, help="The next offset to plan."
+    "--to",
+    "targets",
+    multiple=True,
+    required=True,
+    metavar=TARGET,
+    help="The next offset to plan; a TIMESTAMP is like 2026-01-01T00:00:00Z.",
 )
-@click.option("--keep-hole", is_flag=True, help="Plan what is skipped as backfill batches, to run later.")
+@click.option(
+    "--keep-hole",
+    is_flag=True,
+    help="Plan what is skipped as backfill batches, to run later, instead of booking it as lost.",
+)
 @click.option("--yes", is_flag=True, help="Do it; without it, show what would happen and exit 2.")
 @click.pass_obj
 def reset(
@@ -50,7 +60,8 @@ def reset(
     """Go on after loss, truncation or recreation of a topic.
 
     Moves the next planned offset forwards, or to a place in the new incarnation of a topic, and settles open
-    batches that can no longer be fetched: what Kafka still has is loaded, the rest is booked as lost.
+    batches that can no longer be fetched: what Kafka still has is loaded, the rest is booked as lost. What is skipped
+    is booked as lost too. Backwards within one incarnation is refused: that is `replay`.
     """
     name, target = _stream_and_target(words, targets, "--to")
     stream = session.config.stream(name)
@@ -95,8 +106,18 @@ def _reset(
 
 @click.command()
 @click.argument("words", nargs=-1, required=True, metavar="STREAM")
-@click.option("--from", "targets", multiple=True, metavar=TARGET, help="How far back.")
-@click.option("--pending", is_flag=True, help="Run the backfill batches that wait, and plan nothing.")
+@click.option(
+    "--from",
+    "targets",
+    multiple=True,
+    metavar=HISTORY_TARGET,
+    help="How far back; a TIMESTAMP is like 2026-01-01T00:00:00Z.",
+)
+@click.option(
+    "--pending",
+    is_flag=True,
+    help="Plan nothing, run the backfill batches that wait: cut short, or kept by `reset --keep-hole`.",
+)
 @click.option("--newest-first", is_flag=True, help="Begin with the batches next to the first offset.")
 @click.pass_obj
 def backfill(
@@ -108,7 +129,7 @@ def backfill(
     """
     if pending == bool(targets):
         raise UsageInvalidError(
-            f"backfill needs either `--from {TARGET}`, to plan and run history, or `--pending`, to run what is"
+            f"backfill needs either `--from {HISTORY_TARGET}`, to plan and run history, or `--pending`, to run what is"
             " planned"
         )
     name, target = _stream_and_target(words, targets, "--from") if targets else (_only(words), None)

@@ -173,6 +173,9 @@ def _settle_all(stream: StreamConfig, warehouse: Warehouse, runs: BatchRuns, don
                 raise _busy(stream, batch, who or "another process, which has just begun,")
             held.append(batch)
         for batch, settlement in wanted:
+            if batches.read_batch(stream, warehouse, batch.batch).generation != batch.generation:
+                # A run that had fetched it in time has loaded it since it was looked at.
+                continue
             try:
                 done.settled.append(runs.run(batch, _stage(stream, warehouse, batch, settlement)))
             except KafkaAssetsError as error:

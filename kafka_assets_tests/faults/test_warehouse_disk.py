@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from kafka_assets.batch_lock import BatchLock, holder, is_held
+from kafka_assets.errors import DiskFullError
 from kafka_assets.orchestration import assets
 from kafka_assets.orchestration import ingest as ingesting
-from kafka_assets_tests.faults.story import expected
+from kafka_assets_tests.faults.story import STREAM, expected
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -154,19 +156,21 @@ def test_no_room_for_the_checkpoint_after_the_commit(story, disk, topic, produce
 
 
 def test_no_room_at_all(story, disk, topic, produce):
-    """Where not even a plan can be written it is DISK_FULL too, before anything was read."""
+    """Where neither a file nor a plan can be written it is DISK_FULL too; a batch's lock holds without a word in it."""
     name = topic()
     rows = expected(name, produce(name, [b"one"], 0), [b"one"])
     story.setting(topics=[name])
-    disk.leave(0)
-    assert refused_for_lack_of_room(story).stream["batches"] == []
-    disk.clear()
-    story.ingest()
-    rows += expected(name, produce(name, [b"two"], 0), [b"two"])
-    disk.leave(0)
-    assert refused_for_lack_of_room(story).stream["batches"] == []
-    assert story.rows() == rows[:1]
-    disk.clear()
-    story.ingest()
+    staging = story.file.parent / "w.duckdb.staging"
+    for more in ([], [b"two"]):
+        rows += expected(name, produce(name, more, 0), more)
+        disk.leave(0)
+        with pytest.raises(DiskFullError, match="Make room"):
+            story.tick()
+        with BatchLock(staging, STREAM, "batch") as lock:
+            assert lock.try_acquire()
+            assert is_held(staging, STREAM, "batch")
+            assert holder(staging, STREAM, "batch") is None
+        disk.clear()
+        story.ingest()
     assert story.rows() == rows
     assert story.proof() == {(name, 0, 0): {"from": 0, "until": 2, "loaded": 2}}
