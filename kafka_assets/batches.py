@@ -120,12 +120,39 @@ def stage_slices(
     should_stop: Callable[[], bool] | None = None,
     on_data_loss: OnDataLoss | None = None,
 ) -> list[StagedSlice]:
+    """Fetch slices of a batch, as `stage_ranges` does."""
+    return stage_ranges(
+        stream,
+        warehouse,
+        batch.batch,
+        batch.generation,
+        slices,
+        name=name,
+        memory_bytes=memory_bytes,
+        should_stop=should_stop,
+        on_data_loss=on_data_loss,
+    )
+
+
+def stage_ranges(
+    stream: StreamConfig,
+    warehouse: Warehouse,
+    batch: str,
+    generation: int,
+    slices: Sequence[Sequence[PlannedRange]],
+    *,
+    name: str,
+    memory_bytes: int = 0,
+    should_stop: Callable[[], bool] | None = None,
+    on_data_loss: OnDataLoss | None = None,
+) -> list[StagedSlice]:
     """Fetch slices, a thread each, and stage each as `<generation>-<name>-<slice>`.
 
     Args:
         stream: The stream.
         warehouse: Beside which the staging area is.
-        batch: The batch they are of.
+        batch: The key of the batch they are of.
+        generation: Of the batch: a higher one than 0 is replayed.
         slices: What to fetch.
         name: Of this fetch among those of the batch.
         memory_bytes: How much of it all may stay in this process's memory, for a commit that follows in it.
@@ -137,9 +164,9 @@ def stage_slices(
         KafkaAssetsError: As the fetch or the decoding of any slice did; the other slices are stopped.
     """
     kafka = stream.kafka.resolve()
-    directory = staging_directory(warehouse, stream.name, batch.batch)
+    directory = staging_directory(warehouse, stream.name, batch)
     fmt = get_format(stream.format)
-    policy = on_data_loss or ("skip" if batch.generation else stream.on_data_loss)
+    policy = on_data_loss or ("skip" if generation else stream.on_data_loss)
     failed = False
 
     def fetch(index: int, ranges: Sequence[PlannedRange]) -> StagedSlice:
@@ -156,7 +183,7 @@ def stage_slices(
                 reader,
                 fmt,
                 directory,
-                f"{batch.generation}-{name}-{index}",
+                f"{generation}-{name}-{index}",
                 memory_bytes=memory_bytes // len(slices),
             )
         except BaseException:
@@ -165,7 +192,7 @@ def stage_slices(
 
     if len(slices) == 1:
         return [fetch(0, slices[0])]
-    with ThreadPoolExecutor(len(slices), thread_name_prefix=f"fetch-{batch.batch}") as pool:
+    with ThreadPoolExecutor(len(slices), thread_name_prefix=f"fetch-{batch}") as pool:
         futures = [pool.submit(fetch, index, ranges) for index, ranges in enumerate(slices)]
         try:
             wait(futures)

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from enum import Enum
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -230,3 +230,14 @@ class PlannedRange:
         """
         epoch = self.leader_epoch if piece.from_offset == self.range.from_offset else None
         return replace(self, range=piece, leader_epoch=epoch)
+
+    def to_row(self) -> list[str | int | None]:
+        """Return it as values that JSON holds, for another step or process."""
+        one = self.range
+        place = (one.topic, one.partition, one.from_offset, one.until_offset)
+        return [*place, self.incarnation, self.topic_id, self.leader_epoch]
+
+    @classmethod
+    def from_row(cls, row: Sequence[Any]) -> PlannedRange:
+        """Return what `to_row` was made of."""
+        return cls(OffsetRange(*row[:4]), *row[4:])

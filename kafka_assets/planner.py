@@ -166,6 +166,9 @@ def propose(
 
 
 def limits_of(stream: StreamConfig, state: StreamState) -> planning.Limits:
+    # Where the assumed size decides, one batch is enough to learn the true one.
+    unknown = state.bytes_per_record is None
+    assumed = unknown and stream.max_records_per_batch * UNKNOWN_RECORD_BYTES > stream.max_bytes_per_batch
     return planning.Limits(
         max_records_per_batch=stream.max_records_per_batch,
         max_records_per_partition_per_second=stream.max_records_per_partition_per_second,
@@ -173,7 +176,7 @@ def limits_of(stream: StreamConfig, state: StreamState) -> planning.Limits:
         bytes_per_record=state.bytes_per_record or UNKNOWN_RECORD_BYTES,
         min_records_per_batch=stream.min_records_per_batch,
         max_batch_delay=stream.max_batch_delay,
-        max_batches_in_flight=stream.max_batches_in_flight,
+        max_batches_in_flight=1 if assumed else stream.max_batches_in_flight,
         interval=stream.interval,
     )
 

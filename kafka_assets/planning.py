@@ -166,7 +166,7 @@ def share(lags: Sequence[int], limit: int, cap: int | None = None) -> list[int]:
     return [min(lag, most, max(limit * lag // total, 1)) if lag else 0 for lag in lags]
 
 
-def plan(  # noqa: PLR0913 all that a plan depends on, so that it depends on nothing else
+def plan(
     positions: Mapping[TopicPartition, Position],
     bounds: Mapping[TopicPartition, LogBounds],
     *,

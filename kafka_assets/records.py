@@ -51,6 +51,12 @@ _MAX_TIMESTAMP_MS = 9_223_372_036_854_775
 _MAX_BINARY_BYTES = 2**31 - 1
 
 
+_STAYS_BLOCKED = (
+    "Nothing of its batch is loaded, and later batches go on. The batch stays blocked for as long as Kafka has the"
+    " record; have its producer corrected."
+)
+
+
 class RecordBuffer:
     """Gathers messages, column by column, into one record batch of RAW_SCHEMA.
 
@@ -61,8 +67,8 @@ class RecordBuffer:
     def __init__(self, topics: Sequence[str]) -> None:
         self._topics = pa.array(topics, pa.string())
         self._one_topic = pa.repeat(topics[0], ROW_GROUP_ROWS) if len(topics) == 1 else None
-        self._created = pa.repeat("create", ROW_GROUP_ROWS)
         self._no_headers = pa.nulls(ROW_GROUP_ROWS, HEADERS_TYPE)
+        self._created = pa.repeat("create", ROW_GROUP_ROWS)
         self._type_names = pa.array(["create", "append"])
         self._names = tuple(topics)
         self._reset()
@@ -108,11 +114,8 @@ class RecordBuffer:
         if outside.any():
             bad = int(outside.argmax())
             raise BadRecordError(
-                f"{self._place(bad, topics, partitions, offsets)}: its timestamp of {times[bad]} ms lies"
-                " outside"
-                " of what a TIMESTAMPTZ holds, so the record cannot be loaded. Have its producer corrected,"
-                " and"
-                " go past this offset with `kafka-assets reset`."
+                f"{self._place(bad, topics, partitions, offsets)}: its timestamp of {times[bad]} ms lies outside"
+                f" of what a TIMESTAMPTZ holds, so the record cannot be loaded. {_STAYS_BLOCKED}"
             )
         unstamped = types < _CREATE
         if unstamped.any():
@@ -126,10 +129,8 @@ class RecordBuffer:
             headers.extend(map(Message.headers, messages))
         except (SystemError, UnicodeDecodeError):
             raise BadRecordError(
-                f"{self._place(len(headers), topics, partitions, offsets)}: the key of one of its headers is"
-                " not"
-                " UTF-8, which the Kafka client cannot hand on. Have its producer corrected, and go past this"
-                " offset with `kafka-assets reset`."
+                f"{self._place(len(headers), topics, partitions, offsets)}: the key of one of its headers is not"
+                f" UTF-8, which the Kafka client cannot hand on. {_STAYS_BLOCKED}"
             ) from None
         if any(headers):
             column, header_sizes = _headers_array(headers)
@@ -168,7 +169,9 @@ class RecordBuffer:
                 pa.array(times * 1000, mask=mask).view(TIMESTAMP_TYPE),
                 type_column,
                 pa.concat_arrays(self._keys),
-                pa.concat_arrays(self._headers) if self._any_headers else self._no_headers.slice(0, rows),
+                pa.concat_arrays(self._headers)
+                if self._any_headers
+                else pa.nulls(rows, HEADERS_TYPE),  # a slice would be written whole
                 pa.concat_arrays(self._values),
             ],
             schema=RAW_SCHEMA,

@@ -140,8 +140,9 @@ def stage(reader: Reader, fmt: Format, directory: Path, name: str, *, memory_byt
 
     A slice of at most `memory_bytes` stays in this process's memory, for a commit that follows in it: Kafka
     has the records all the same, and a process that dies takes nothing along that cannot be fetched again. A
-    larger one goes into the file `<directory>/<name>`, on disk when this returns, with nothing left when it
-    fails. Record batches have 122,880 rows, or fewer where they reach 32 MiB; the last may be shorter.
+    larger one goes into the file `<directory>/<name>`, with nothing left when this fails. The file is not
+    synced: what a loss of power takes of it the checksum tells, and it is fetched again. Record batches have
+    122,880 rows, or fewer where they reach 32 MiB; the last may be shorter.
 
     Raises:
         DiskFullError: No space is left.
@@ -323,13 +324,10 @@ class _StagedFile:
             self._rows += batch.num_rows
 
     def finish(self) -> None:
-        """Have it whole and on disk."""
+        """Have it whole, under its name."""
         self._writer.close()
-        with self._naming_full_disk():
-            os.fsync(self._file.fileno())
         self._file.close()
         self._temporary.rename(self._path)
-        _sync_directory(self._path.parent)
 
     def abandon(self) -> None:
         """Leave nothing."""
@@ -379,19 +377,11 @@ class _Sink:
         """There is no buffer."""
 
     def close(self) -> None:
-        """Arrow closes what it writes to; the file stays open to be synced."""
+        """Arrow closes what it writes to; the file is closed by whoever opened it."""
 
 
 def _checksum(crc: int) -> str:
     return f"crc32:{crc:08x}"
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _remove_empty(directory: Path) -> None:

@@ -374,7 +374,9 @@ def test_aliases_do_not_multiply(tmp_path):
 
 def test_files_that_cannot_be_read(tmp_path):
     """A file that is missing, a folder, no file name or not UTF-8 is an error that names it."""
-    with pytest.raises(ConfigInvalidError, match=r"no streams file at .*none\.yaml; make one, or name another with"):
+    with pytest.raises(
+        ConfigInvalidError, match=r"no streams file at .*none\.yaml; make one, or name another with"
+    ):
         load_config(tmp_path / "none.yaml")
     with pytest.raises(ConfigInvalidError, match=r"is a folder; name the streams file in it"):
         load_config(tmp_path)

@@ -39,7 +39,7 @@ def latest() -> OffsetSpec:
     return spec
 
 
-def create_topic(  # noqa: PLR0913 - a topic has these
+def create_topic(
     bootstrap: str,
     name: str,
     partitions: int = 1,

@@ -46,8 +46,7 @@ def _first_bad(batch: pa.RecordBatch) -> BadRecordError:
             )
             return BadRecordError(
                 f"{where}: its value is not UTF-8: {bad.reason} at byte {bad.start}, where it goes on with"
-                f" {shown}."
-                " Nothing of this batch is loaded. Use `format: raw` for such a topic, or have the producer"
-                " corrected and go past this offset with `kafka-assets reset`."
+                f" {shown}. Nothing of its batch is loaded, and later batches go on. The batch stays blocked for as"
+                " long as Kafka has the record; a stream with `format: raw` keeps such values as they are."
             )
     raise AssertionError("unreachable: Arrow and Python agree on what UTF-8 is")

@@ -11,7 +11,7 @@ import dagster as dg
 
 from kafka_assets import batches, ledger
 from kafka_assets.formats import get_format
-from kafka_assets.offsets import OffsetRange, PlannedRange
+from kafka_assets.offsets import PlannedRange
 from kafka_assets.orchestration.failures import reported
 from kafka_assets.orchestration.liveness import finish, hold, host_tag, release
 from kafka_assets.orchestration.metadata import asset_metadata, batch_metadata
@@ -134,14 +134,14 @@ class _Steps:
                     "generation": generation,
                     "group": index,
                     "started": time.time(),
-                    "slices": [_ranges_to_json(ranges) for ranges in slices[index::groups]],
+                    "slices": [[planned.to_row() for planned in ranges] for ranges in slices[index::groups]],
                 },
                 mapping_key=str(index),
             )
 
     def fetch(self, context: dg.OpExecutionContext, group: dict[str, Any]) -> dict[str, Any]:
         stream, warehouse, key = self.stream, self.runtime.warehouse, group["batch"]
-        slices = [_ranges_from_json(ranges) for ranges in group["slices"]]
+        slices = [[PlannedRange.from_row(row) for row in ranges] for ranges in group["slices"]]
         if not slices:
             return {**group, "staged": []}
         with self._at_work_on(key, context):
@@ -264,22 +264,3 @@ def _first_of_retries(context: dg.OpExecutionContext) -> dg.RunRecord:
     if record is None:
         raise dg.DagsterInvariantViolationError(f"run {context.run_id} is not in the instance's storage")
     return record
-
-
-def _ranges_to_json(ranges: tuple[PlannedRange, ...]) -> list[list[Any]]:
-    return [
-        [
-            planned.range.topic,
-            planned.range.partition,
-            planned.range.from_offset,
-            planned.range.until_offset,
-            planned.incarnation,
-            planned.topic_id,
-            planned.leader_epoch,
-        ]
-        for planned in ranges
-    ]
-
-
-def _ranges_from_json(rows: list[list[Any]]) -> list[PlannedRange]:
-    return [PlannedRange(OffsetRange(*row[:4]), *row[4:]) for row in rows]

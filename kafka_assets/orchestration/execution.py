@@ -33,6 +33,7 @@ from kafka_assets.interrupts import interruptible
 from kafka_assets.orchestration.factory import build_definitions_of
 from kafka_assets.orchestration.liveness import host_tag, release
 from kafka_assets.orchestration.naming import PARTITION_TAG, STREAM_TAG
+from kafka_assets.orchestration.runs import newest_key
 from kafka_assets.staging import discard_kept
 
 if TYPE_CHECKING:
@@ -206,6 +207,10 @@ class RunExecutor:
             job_code_origin=None,
             asset_graph=definition.asset_layer.asset_graph,
         )
+
+    def newest_key(self, stream: StreamConfig) -> str | None:
+        """Return the newest batch key that Dagster has of a stream."""
+        return newest_key(self._instance, self._runtime.names(stream))
 
     def failure_of(self, run: dg.DagsterRun) -> str:
         """Return what made a run fail, in the words of the step that failed first."""

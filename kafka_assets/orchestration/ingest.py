@@ -1,14 +1,14 @@
 """`ingest`: drain a stream up to the log ends seen at the start, a Dagster run for each batch, in this process.
 
-While one batch commits, the next is fetched ahead by a thread: the insert leaves the interpreter to others.
+While one batch commits, the next ones are fetched ahead by a process of its own.
 """
 
 from __future__ import annotations
 
-import threading
+import os
 import time
 from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -20,6 +20,7 @@ from kafka_assets.errors import (
     RunFailedError,
     error_from_text,
 )
+from kafka_assets.fetcher import Fetcher
 from kafka_assets.ledger import PlanConflictError
 from kafka_assets.orchestration.liveness import hold, release
 from kafka_assets.orchestration.prefetch import offer, withdraw
@@ -38,12 +39,13 @@ if TYPE_CHECKING:
     from kafka_assets.orchestration.runtime import Runtime
     from kafka_assets.planner import Survey
     from kafka_assets.scope import ReplayScope
-    from kafka_assets.staging import StagedSlice
 
 WAIT_SECONDS = 0.2
-AHEAD = 1
-MEMORY_BYTES = 160 * 1024**2
-"""What one batch keeps in memory until its commit; more goes through files. Two are there at a time."""
+AHEAD = 2
+"""Batches that wait, fetched, beside the one that is being committed."""
+
+WORTH_A_PROCESS = 200_000
+"""Offsets to drain from which on a process that fetches ahead is worth its start."""
 
 
 class Progress(Protocol):
@@ -149,16 +151,16 @@ class _Drain:
         self._kind = kind
         self._keys = keys
         self.result = Ingested()
+        self._fetcher: Fetcher | None = None
         self._pool = ThreadPoolExecutor(1, thread_name_prefix=f"ahead-{stream.name}")
         self._ahead: deque[BatchRow] = deque()
-        self._closing = threading.Event()
         self._failed: set[str] = set()
         self._stops: dict[str, KafkaAssetsError] = {}
 
     def run(self) -> None:
         seen = self._survey()
         ends = {partition: bounds.end for partition, bounds in seen.bounds.items()}
-        self._progress.total(_outstanding(seen, ends))
+        self._begin(_outstanding(seen, ends))
         while True:
             self._check_deadline()
             planned = self._plan(ends)
@@ -175,7 +177,7 @@ class _Drain:
 
     def run_planned(self) -> None:
         """Run what is planned already, one batch an interval under a rate limit, and plan nothing."""
-        self._progress.total(sum(planned.range.size for batch in self._open() for planned in batch.ranges))
+        self._begin(sum(planned.range.size for batch in self._open() for planned in batch.ranges))
         limited = self._stream.max_records_per_partition_per_second is not None
         began: float | None = None
         while self._open():
@@ -190,8 +192,14 @@ class _Drain:
                 time.sleep(WAIT_SECONDS)
         self._raise_what_remains()
 
+    def _begin(self, outstanding: int) -> None:
+        self._progress.total(outstanding)
+        if outstanding >= WORTH_A_PROCESS:
+            self._fetcher = Fetcher(self._runtime.config.path)
+
     def close(self) -> None:
-        self._closing.set()
+        if self._fetcher is not None:
+            self._fetcher.close()
         self._pool.shutdown(wait=True, cancel_futures=True)
         for batch in self._ahead:
             withdraw(self._stream.name, batch.batch, batch.generation)
@@ -215,7 +223,14 @@ class _Drain:
                     f"{stop.code}: {stop.message}"
                 )
             try:
-                keys = record(self._stream, self._runtime.warehouse, seen, plan, now=now)
+                keys = record(
+                    self._stream,
+                    self._runtime.warehouse,
+                    seen,
+                    plan,
+                    now=now,
+                    key_floor=self._executor.newest_key(self._stream) if plan.batches else None,
+                )
             except PlanConflictError:
                 continue
             self.result.lost += sum(loss.until_offset - loss.from_offset for loss in plan.losses)
@@ -248,17 +263,9 @@ class _Drain:
         return batch.kind == self._kind and (self._keys is None or batch.batch in self._keys)
 
     def _fetch_ahead(self, batch: BatchRow) -> None:
-        staged: Future[list[StagedSlice]] = self._pool.submit(
-            batches.stage_slices,
-            self._stream,
-            self._runtime.warehouse,
-            batch,
-            batches.slices_of(batch),
-            name="ahead",
-            memory_bytes=MEMORY_BYTES,
-            should_stop=self._closing.is_set,
-        )
-        offer(self._stream.name, batch.batch, batch.generation, staged)
+        if self._fetcher is not None:
+            staged = self._pool.submit(self._fetcher.fetch, batch, name=f"ahead-{os.getpid()}")
+            offer(self._stream.name, batch.batch, batch.generation, staged)
         self._ahead.append(batch)
 
     def _execute(self, batch: BatchRow) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 import dagster as dg
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from kafka_assets.orchestration.naming import Names
+
+KEYS_LOOKED_AT = 100
+_BATCH_KEY = re.compile(r"\d{8}T\d{9}Z")
 
 _STATUS = {
     dg.DagsterRunStatus.QUEUED: RunStatus.QUEUED,
@@ -106,3 +110,12 @@ def _attempt(names: Names, batch: str, key: str | None) -> int | None:
 def _last_event(instance: dg.DagsterInstance, run_id: str) -> float | None:
     found = instance.get_records_for_run(run_id, limit=1, ascending=False).records
     return found[0].event_log_entry.timestamp if found else None
+
+
+def newest_key(instance: dg.DagsterInstance, names: Names) -> str | None:
+    """Return the newest batch key Dagster has: not used again even if the warehouse, with its ledger, is new.
+
+    Keys come in the order of being added, which is about that of planning, and a person may add any text.
+    """
+    newest = instance.get_paginated_dynamic_partitions(names.batches, limit=KEYS_LOOKED_AT, ascending=False)
+    return max(filter(_BATCH_KEY.fullmatch, newest.results), default=None)

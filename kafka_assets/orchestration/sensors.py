@@ -7,7 +7,6 @@ cursor holds only what saves work: when lag was last reported, up to where mater
 from __future__ import annotations
 
 import json
-import re
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
@@ -27,7 +26,7 @@ from kafka_assets.orchestration.checks import COVERAGE, LAG, lag_of, ledger_eval
 from kafka_assets.orchestration.housekeeping import sweep_stream
 from kafka_assets.orchestration.metadata import batch_metadata
 from kafka_assets.orchestration.naming import STREAM_TAG, run_key
-from kafka_assets.orchestration.runs import runs_of, silent_runs
+from kafka_assets.orchestration.runs import newest_key, runs_of, silent_runs
 from kafka_assets.planner import propose, read_state, record, survey, utc_now
 from kafka_assets.planning import Stop
 from kafka_assets.staging import is_held
@@ -50,8 +49,6 @@ EVENT_GRACE = timedelta(seconds=60)
 """How long after its commit a batch's own run may still be about to report it."""
 
 SWEEP_SECONDS = 3600.0
-KEYS_LOOKED_AT = 100
-_BATCH_KEY = re.compile(r"\d{8}T\d{9}Z")
 
 
 def build_sensor(stream: StreamConfig, runtime: Runtime) -> dg.SensorDefinition:
@@ -63,7 +60,7 @@ def build_sensor(stream: StreamConfig, runtime: Runtime) -> dg.SensorDefinition:
     return dg.SensorDefinition(
         name=names.sensor,
         evaluation_fn=evaluate,
-        asset_selection=dg.AssetSelection.assets(names.asset_key).without_checks(),
+        asset_selection=dg.AssetSelection.assets(names.asset_key),
         minimum_interval_seconds=TICK_SECONDS,
         default_status=dg.DefaultSensorStatus.RUNNING if stream.enabled else dg.DefaultSensorStatus.STOPPED,
         description=(
@@ -160,7 +157,7 @@ class _Tick:
                 seen,
                 plan,
                 now=self.now,
-                key_floor=self._last_key() if plan.batches else None,
+                key_floor=newest_key(self.context.instance, self.names) if plan.batches else None,
                 claim=True,
                 timeout=LOCK_SECONDS,
             )
@@ -170,23 +167,13 @@ class _Tick:
         self._report_lag(seen, recorded)
         return seen.state, keys
 
-    def _last_key(self) -> str | None:
-        """Return the newest key Dagster has: not used again even if the warehouse, with its ledger, is new.
-
-        Keys come in the order of being added, which is about that of planning, and a person may add any text.
-        """
-        newest = self.context.instance.get_paginated_dynamic_partitions(
-            self.names.batches, limit=KEYS_LOOKED_AT, ascending=False
-        )
-        return max(filter(_BATCH_KEY.fullmatch, newest.results), default=None)
-
     def _request(self, batch: str, attempt: int) -> None:
         self.requests.append(
             dg.RunRequest(
                 run_key=run_key(self.stream.name, batch, attempt),
                 partition_key=batch,
                 asset_selection=[self.names.asset_key],
-                asset_check_keys=[],
+                asset_check_keys=[dg.AssetCheckKey(self.names.asset_key, COVERAGE)],
                 tags={STREAM_TAG: self.stream.name},
             )
         )

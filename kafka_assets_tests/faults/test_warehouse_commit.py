@@ -101,6 +101,12 @@ def test_a_plan_without_an_answer_is_made_once(story, topic, produce, unanswered
     assert story.proof() == {(name, 0, 0): {"from": 0, "until": 10, "loaded": 10}}
 
 
+def in_memory(monkeypatch, size):
+    """Keep slices of up to that size in memory, larger ones in files."""
+    for module in (assets, ingesting):
+        monkeypatch.setattr(module, "MEMORY_BYTES", size, raising=False)
+
+
 def missing(staged):
     Path(staged.path).unlink()
 
@@ -147,8 +153,7 @@ def test_staged_slices_that_are_damaged_are_fetched_again(story, topic, produce,
         another_batch_s.content = Path(staged.path).read_bytes()
 
     for number, damage in enumerate((keep_a_copy, missing, short, altered, another_batch_s, forgotten)):
-        in_memory = 1 if damage is forgotten else 0
-        monkeypatch.setattr(ingesting, "MEMORY_BYTES", in_memory * ingesting.AHEAD * 2**20)
+        in_memory(monkeypatch, 2**24 if damage is forgotten else 0)
         payloads = values(20, first=100 * number)
         rows += expected(name, produce(name, payloads, number % 2), payloads)
         with monkeypatch.context() as patch, caplog.at_level(logging.WARNING, "kafka_assets.batches"):
@@ -166,7 +171,7 @@ def test_a_staged_slice_that_is_damaged_and_gone_from_kafka_too_is_a_loss(
     story, topic, produce, bootstrap, monkeypatch
 ):
     """It is DATA_LOST with nothing written, as if it had never been fetched."""
-    monkeypatch.setattr(ingesting, "MEMORY_BYTES", 0)
+    in_memory(monkeypatch, 0)
     name = topic()
     produce(name, values(10), 0)
     story.setting(topics=[name])

@@ -86,8 +86,8 @@ def refused_for_lack_of_room(story):
 @pytest.mark.parametrize("way", ["leave", "limit"])
 def test_no_room_for_the_staged_file(story, disk, topic, produce, monkeypatch, way):
     """DISK_FULL, exit 1; nothing of the file stays, the batch waits as planned and is loaded once there is room."""
-    monkeypatch.setattr(assets, "MEMORY_BYTES", 0)
-    monkeypatch.setattr(ingesting, "MEMORY_BYTES", 0)
+    for module in (assets, ingesting):
+        monkeypatch.setattr(module, "MEMORY_BYTES", 0, raising=False)
     name = topic()
     payloads = noise(2000, 2000)
     rows = expected(name, produce(name, payloads, 0), payloads)

@@ -33,7 +33,7 @@ def test_a_tick_plans_batches_and_requests_a_run_for_each(bench, topic, produce)
     assert [batch.batch for batch in here.state().open_batches] == tick.batches
     for request in tick.requests:
         assert request.asset_selection == [here.names.asset_key]
-        assert request.asset_check_keys == []
+        assert [key.name for key in request.asset_check_keys] == ["coverage"]
         assert not request.run_config
     assert here.tick().requests == []
     assert all(run.is_success for run in here.run_all(tick))

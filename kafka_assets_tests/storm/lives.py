@@ -36,7 +36,6 @@ def live(folder: Path, command: list[str], *, files: bool, again: bool) -> None:
     os.chdir(folder)
     if files:
         kafka_assets.orchestration.assets.MEMORY_BYTES = 0
-        kafka_assets.orchestration.ingest.MEMORY_BYTES = 0
     with Path("words").open("a") as words:
         os.dup2(words.fileno(), 1)
         os.dup2(words.fileno(), 2)

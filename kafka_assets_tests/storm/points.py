@@ -27,7 +27,7 @@ ARMED = "KAFKA_ASSETS_STORM_ARMED"
 FILES = "KAFKA_ASSETS_STORM_FILES"
 """Environment variable: `1` has every slice staged in a file, small ones too."""
 
-_KEEPERS = ("kafka_assets.orchestration.assets", "kafka_assets.orchestration.ingest")
+_KEEPERS = ("kafka_assets.orchestration.assets",)
 
 
 @dataclass(frozen=True, slots=True)

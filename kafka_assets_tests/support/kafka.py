@@ -85,7 +85,7 @@ class Transaction:
         self._producer.abort_transaction(30)
 
 
-def produce_transaction(  # noqa: PLR0913, PLR0917 - as `produce`, and its outcome
+def produce_transaction(
     bootstrap: str,
     topic: str,
     records: Iterable[Record | bytes | None],

@@ -1,0 +1,132 @@
+"""`python -m kafka_assets.fetcher STREAMS_FILE`: the process that fetches batches ahead of their commits.
+
+To fetch is to hold the interpreter's lock nearly all the time, and so is to record a run. In one process each
+made the other four times as slow; two interpreters do not meet. A line of JSON comes in for each fetch and one
+goes out; the process ends with the pipe it reads from.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from typing import TYPE_CHECKING, Any, TextIO
+
+from kafka_assets.batches import stage_ranges
+from kafka_assets.config import load_config
+from kafka_assets.errors import KafkaAssetsError, error_from_text
+from kafka_assets.fetch import FetchCancelledError
+from kafka_assets.offsets import PlannedRange
+from kafka_assets.staging import StagedSlice
+from kafka_assets.warehouse import Warehouse
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from kafka_assets.ledger import BatchRow
+
+
+class Fetcher:
+    """The process, as the one that started it sees it."""
+
+    def __init__(self, streams_file: Path) -> None:
+        self._process = subprocess.Popen(  # noqa: S603  this very interpreter
+            [sys.executable, "-m", "kafka_assets.fetcher", str(streams_file)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def fetch(self, batch: BatchRow, *, name: str) -> list[StagedSlice]:
+        """Fetch a batch into one staged file; waits for it.
+
+        Raises:
+            KafkaAssetsError: As the fetch did.
+            FetchCancelledError: The process is gone.
+        """
+        task = {
+            "stream": batch.stream,
+            "batch": batch.batch,
+            "generation": batch.generation,
+            "name": name,
+            "ranges": [planned.to_row() for planned in batch.ranges],
+        }
+        answer = self._ask(json.dumps(task))
+        if not answer:
+            raise FetchCancelledError(f"the process that fetched batch {batch.batch} ahead is gone")
+        found = json.loads(answer)
+        if "error" in found:
+            raise error_from_text(found["error"])
+        return [StagedSlice.from_dict(found["staged"])]
+
+    def _ask(self, line: str) -> str:
+        if self._process.stdin is None or self._process.stdout is None:
+            return ""
+        try:
+            self._process.stdin.write(f"{line}\n")
+            self._process.stdin.flush()
+            return self._process.stdout.readline()
+        except (OSError, ValueError):
+            # Killed, or closed by another thread.
+            return ""
+
+    def close(self) -> None:
+        """End the process, whatever it is doing."""
+        self._process.kill()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                try:
+                    pipe.close()
+                except OSError:
+                    # What was still to be written has no reader.
+                    continue
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Serve fetches until the input ends, which also ends a fetch that is under way."""
+    # Ctrl-C is the starter's to answer; it reaches the whole group of processes.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with os.fdopen(os.dup(1), "w", encoding="utf-8") as out:
+        # What a library prints is no answer.
+        os.dup2(2, 1)
+        config = load_config(arguments[0])
+        warehouse = Warehouse.of(config.warehouse)
+        gone = threading.Event()
+        tasks: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        threading.Thread(target=_listen, args=(sys.stdin, tasks, gone), daemon=True).start()
+        while line := tasks.get():
+            task: dict[str, Any] = json.loads(line)
+            try:
+                staged = stage_ranges(
+                    config.stream(task["stream"]),
+                    warehouse,
+                    task["batch"],
+                    task["generation"],
+                    [[PlannedRange.from_row(row) for row in task["ranges"]]],
+                    name=task["name"],
+                    should_stop=gone.is_set,
+                )
+                answer: dict[str, Any] = {"staged": staged[0].to_dict()}
+            except KafkaAssetsError as error:
+                answer = {"error": f"{error.code}: {error.message}"}
+            except Exception as error:  # noqa: BLE001  the starter reports it; this process has nobody to tell
+                answer = {"error": f"RUN_FAILED: {type(error).__name__}: {error}"}
+            out.write(f"{json.dumps(answer)}\n")
+            out.flush()
+
+
+def _listen(source: TextIO, tasks: queue.SimpleQueue[str | None], gone: threading.Event) -> None:
+    for line in source:
+        tasks.put(line)
+    gone.set()
+    tasks.put(None)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
