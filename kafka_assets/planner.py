@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -144,13 +144,17 @@ def propose(
         spec = stream.starting_offsets
         wanted = timestamps_to_find(spec, seen.bounds)
         starts = resolve_starts(spec, seen.bounds, log.offsets_at(wanted) if wanted else {})
+    limits = limits_of(stream, state)
+    if drain and state.bytes_per_record is None and limits.records < limits.max_records_per_batch:
+        # The assumed size decides: one batch is enough to learn the true one, and the next are as large as may be.
+        limits = replace(limits, max_batches_in_flight=1)
     live = [batch for batch in state.open_batches if batch.kind == "live"]
     blocked = sum(batch.blocked for batch in live)
     return planning.plan(
         state.positions,
         seen.bounds,
         starts=starts,
-        limits=limits_of(stream, state),
+        limits=limits,
         policy=planning.Policy(stream.on_data_loss, stream.on_topic_recreated),
         now=now.timestamp(),
         last_planned_at=state.last_planned_at.timestamp() if state.last_planned_at else None,
@@ -166,9 +170,6 @@ def propose(
 
 
 def limits_of(stream: StreamConfig, state: StreamState) -> planning.Limits:
-    # Where the assumed size decides, one batch is enough to learn the true one.
-    unknown = state.bytes_per_record is None
-    assumed = unknown and stream.max_records_per_batch * UNKNOWN_RECORD_BYTES > stream.max_bytes_per_batch
     return planning.Limits(
         max_records_per_batch=stream.max_records_per_batch,
         max_records_per_partition_per_second=stream.max_records_per_partition_per_second,
@@ -176,7 +177,7 @@ def limits_of(stream: StreamConfig, state: StreamState) -> planning.Limits:
         bytes_per_record=state.bytes_per_record or UNKNOWN_RECORD_BYTES,
         min_records_per_batch=stream.min_records_per_batch,
         max_batch_delay=stream.max_batch_delay,
-        max_batches_in_flight=1 if assumed else stream.max_batches_in_flight,
+        max_batches_in_flight=stream.max_batches_in_flight,
         interval=stream.interval,
     )
 
