@@ -128,7 +128,7 @@ def test_a_run_that_commits_while_the_tick_looks_is_not_taken_for_dead(
     before = sensors.survey(here.stream, here.warehouse, here.runtime.log(here.stream))
     with child(run_in_child, here.config.path, home, run.run_id, "after finish") as (_, pipe):
         assert pipe.recv() == "after finish"
-        later(monkeypatch, 120)
+        later(monkeypatch, 45)
         with monkeypatch.context() as patch:
             patch.setattr(sensors, "survey", lambda *_, **__: before)
             assert here.tick().requests == []
