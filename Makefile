@@ -3,6 +3,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 ARGS ?=
+# The tests wait more than they compute; each worker has a broker of its own.
+WORKERS ?= -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help dev demo test check storm bench bench-receiver clean
@@ -17,13 +19,13 @@ demo: $(INSTALLED) ## the same, finite: 100,000 orders ingested, the table's hea
 	$(BIN)/kafka-assets demo $(ARGS)
 
 test: $(INSTALLED) ## all tests, on a real Apache Kafka (ARGS="-k word" for some)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest $(WORKERS) $(ARGS)
 
 check: $(INSTALLED) ## lint, format, types and all tests: what CI runs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest $(WORKERS) $(ARGS)
 
 storm: $(INSTALLED) ## tries to break the promise: 10,000 examples of the model, 1,000 kills (ARGS="--kills 100")
 	$(BIN)/python -m kafka_assets_tests.storm $(ARGS)
