@@ -17,6 +17,7 @@ import dagster as dg
 # and re-execute it; the dependency is held to one minor version for these.
 from dagster._core.definitions.job_base import InMemoryJob
 from dagster._core.definitions.repository_definition import SINGLETON_REPOSITORY_NAME
+from dagster._core.events import DagsterEvent
 from dagster._core.execution.api import create_execution_plan, execute_run
 from dagster._core.remote_origin import (
     ManagedGrpcPythonEnvCodeLocationOrigin,
@@ -184,11 +185,11 @@ class RunExecutor:
         # From its first moment it is a run of this host, so that one killed before its start counts as dead.
         run_id = make_new_run_id()
         definition = job.definition
-        return self._instance.create_run(
+        run = self._instance.create_run(
             job_name=definition.name,
             run_id=run_id,
             run_config=RUN_CONFIG,
-            status=dg.DagsterRunStatus.STARTING,
+            status=None,
             tags={**tags, **host_tag(run_id)},
             root_run_id=None,
             parent_run_id=None,
@@ -207,6 +208,10 @@ class RunExecutor:
             job_code_origin=None,
             asset_graph=definition.asset_layer.asset_graph,
         )
+        # As a launcher does: Dagster's monitor asks of a run that is starting when it was launched.
+        starting = DagsterEvent(dg.DagsterEventType.PIPELINE_STARTING.value, definition.name)
+        self._instance.report_dagster_event(starting, run.run_id)
+        return run
 
     def newest_key(self, stream: StreamConfig) -> str | None:
         """Return the newest batch key that Dagster has of a stream."""

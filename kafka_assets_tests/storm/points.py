@@ -54,7 +54,7 @@ FETCH = {
 STAGE = {
     "stage: file open": Point("kafka_assets.staging", "_StagedFile.__init__", after=True),
     "stage: file written": Point("kafka_assets.staging", "_StagedFile.write", after=True),
-    "stage: file complete, not renamed": Point("kafka_assets.staging", "_sync_directory"),
+    "stage: all written, not under its name": Point("kafka_assets.staging", "_StagedFile.finish"),
     "stage: done": Point("kafka_assets.staging", "stage", after=True),
 }
 COMMIT = {
