@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import socket
 import threading
 from contextlib import contextmanager
@@ -197,7 +198,8 @@ def test_a_refused_handshake_is_an_error_of_authentication():
         }
         with KafkaLog(kafka) as log, pytest.raises(BrokerAuthError, match=address) as caught:
             log.topic_partitions(Topics(("orders",)))
-    assert "SSL handshake failed" in str(caught.value)
+    # librdkafka's words, or OpenSSL's own where the refusal comes after its side of the handshake.
+    assert re.search(r"SSL handshake failed|error:\w+:SSL routines", str(caught.value))
     assert "the-" not in str(caught.value)
 
 
