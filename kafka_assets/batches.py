@@ -18,12 +18,11 @@ from kafka_assets.formats import get_format
 from kafka_assets.planner import utc_now
 from kafka_assets.scope import WHOLE
 from kafka_assets.slicing import slice_ranges
-from kafka_assets.staging import StagedDamagedError, StagedSlice, discard, open_staged, stage
+from kafka_assets.staging import StagedDamagedError, StagedSlice, batch_directory, discard, open_staged, stage
 from kafka_assets.warehouse import CommitUnknownError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from pathlib import Path
 
     import pyarrow as pa
 
@@ -105,10 +104,6 @@ def slices_of(batch: BatchRow) -> tuple[tuple[PlannedRange, ...], ...]:
     return slice_ranges(batch.ranges, wanted)
 
 
-def staging_directory(warehouse: Warehouse, stream: str, key: str) -> Path:
-    return warehouse.staging / stream / key
-
-
 def stage_slices(
     stream: StreamConfig,
     warehouse: Warehouse,
@@ -164,7 +159,7 @@ def stage_ranges(
         KafkaAssetsError: As the fetch or the decoding of any slice did; the other slices are stopped.
     """
     kafka = stream.kafka.resolve()
-    directory = staging_directory(warehouse, stream.name, batch)
+    directory = batch_directory(warehouse.staging, stream.name, batch)
     fmt = get_format(stream.format)
     policy = on_data_loss or ("skip" if generation else stream.on_data_loss)
     failed = False

@@ -24,9 +24,7 @@ if TYPE_CHECKING:
     from kafka_assets.cli.session import Session
     from kafka_assets.config import StreamConfig
     from kafka_assets.ledger import PositionReport
-    from kafka_assets.orchestration.execution import RunExecutor
     from kafka_assets.orchestration.ingest import Ingested
-    from kafka_assets.orchestration.runtime import Runtime
     from kafka_assets.planning import LogBounds
 
 CELL_WIDTH = 80
@@ -79,10 +77,11 @@ def plan(session: Session, names: Sequence[str]) -> None:
 
 def ingest(session: Session, names: Sequence[str], timeout: float | None) -> None:
     """Drain streams up to the log ends seen now."""
+    from kafka_assets.cli.execution import execution_of  # noqa: PLC0415  imports Dagster: half a second
     from kafka_assets.orchestration.ingest import ingest as drain  # noqa: PLC0415  imports Dagster: half a second
 
     streams = session.streams(names)
-    runtime, executor = _executor(session)
+    runtime, executor, _ = execution_of(session)
 
     def work(stream: StreamConfig) -> dict[str, Any]:
         with progress_for(session, f"ingest {stream.name}") as progress:
@@ -338,14 +337,6 @@ def version(session: Session) -> None:
     session.console.print(
         table_of("versions", ("package", "version"), [list(row) for row in versions.items()])
     )
-
-
-def _executor(session: Session) -> tuple[Runtime, RunExecutor]:
-    from kafka_assets.orchestration.execution import RunExecutor, open_instance  # noqa: PLC0415  imports Dagster
-    from kafka_assets.orchestration.runtime import Runtime  # noqa: PLC0415
-
-    runtime = Runtime(session.config)
-    return runtime, RunExecutor(runtime, open_instance(session.config.path.parent))
 
 
 def _first_error(texts: Iterable[str]) -> KafkaAssetsError:

@@ -16,14 +16,10 @@ from kafka_assets.scope import RANGE_FORM, parse_range
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import dagster as dg
-
     from kafka_assets.cli.session import Session
     from kafka_assets.config import StreamConfig
     from kafka_assets.offsets import OffsetRange
     from kafka_assets.operations.replay import Replay
-    from kafka_assets.orchestration.execution import RunExecutor
-    from kafka_assets.orchestration.runtime import Runtime
 
 NOT_APPLIED = 2
 RANGES_SHOWN = 10
@@ -95,7 +91,9 @@ def replay(
         replays = operation.of_times(chosen, session.warehouse, since, until)
     beyond = operation.widened(asked, replays) if asked else ()
     _say_what(session, stream, replays, beyond, whole=bool(batches))
-    runtime, executor, _ = _execution(session)
+    from kafka_assets.cli.execution import execution_of  # noqa: PLC0415  imports Dagster: half a second
+
+    runtime, executor, _ = execution_of(session)
     found: list[dict[str, Any]] = []
 
     def work(stream: StreamConfig) -> dict[str, Any]:
@@ -196,9 +194,10 @@ def rename(session: Session, old: str, new: str) -> None:
     chosen = session.config.stream(new)
 
     def work(stream: StreamConfig) -> dict[str, Any]:
+        from kafka_assets.cli.execution import execution_of  # noqa: PLC0415  imports Dagster: half a second
         from kafka_assets.operations.rename import rename as operation  # noqa: PLC0415  imports Dagster
 
-        runtime, _, instance = _execution(session)
+        runtime, _, instance = execution_of(session)
         done = operation(old, stream, runtime, instance)
         table = (
             f"table {done.table} stays"
@@ -214,14 +213,6 @@ def rename(session: Session, old: str, new: str) -> None:
     answers = session.each([chosen], work, {"renamed": None, "table": None, "batches": 0})
     if session.as_json:
         session.answer({"streams": answers})
-
-
-def _execution(session: Session) -> tuple[Runtime, RunExecutor, dg.DagsterInstance]:
-    from kafka_assets.orchestration.execution import RunExecutor, open_instance  # noqa: PLC0415  imports Dagster
-    from kafka_assets.orchestration.runtime import Runtime  # noqa: PLC0415
-
-    runtime, instance = Runtime(session.config), open_instance(session.config.path.parent)
-    return runtime, RunExecutor(runtime, instance), instance
 
 
 def _place(one: OffsetRange) -> dict[str, Any]:

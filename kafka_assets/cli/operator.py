@@ -136,7 +136,9 @@ def backfill(
     if target is not None and isinstance(target.everywhere, Latest):
         raise UsageInvalidError("backfill --from latest means nothing: history lies before the first offset")
     stream = session.config.stream(name)
-    runtime, executor, _ = _execution(session)
+    from kafka_assets.cli.execution import execution_of  # noqa: PLC0415  imports Dagster: half a second
+
+    runtime, executor, _ = execution_of(session)
 
     def work(stream: StreamConfig) -> dict[str, Any]:
         return _backfill(session, stream, runtime, executor, target, newest_first=newest_first)
@@ -177,19 +179,11 @@ def _backfill(
     return ingested_answer(result)
 
 
-def _execution(session: Session) -> tuple[Runtime, RunExecutor, Any]:
-    from kafka_assets.orchestration.execution import RunExecutor, open_instance  # noqa: PLC0415  imports Dagster
-    from kafka_assets.orchestration.runtime import Runtime  # noqa: PLC0415
-
-    runtime = Runtime(session.config)
-    instance = open_instance(session.config.path.parent)
-    return runtime, RunExecutor(runtime, instance), instance
-
-
 def _settling_runs(session: Session, stream: StreamConfig) -> SettlingRuns:
+    from kafka_assets.cli.execution import execution_of  # noqa: PLC0415  imports Dagster: half a second
     from kafka_assets.orchestration.settling import SettlingRuns  # noqa: PLC0415  imports Dagster
 
-    runtime, executor, instance = _execution(session)
+    runtime, executor, instance = execution_of(session)
     return SettlingRuns(stream, runtime, instance, executor)
 
 

@@ -16,7 +16,7 @@ from kafka_assets.formats import get_format
 from kafka_assets.ledger import PlanConflictError
 from kafka_assets.operations import moves
 from kafka_assets.planner import limits_of, record, survey, utc_now
-from kafka_assets.staging import stage
+from kafka_assets.staging import batch_directory, stage
 from kafka_assets.starting import AtTimestamp
 
 if TYPE_CHECKING:
@@ -219,7 +219,7 @@ def _stage(
                 except LogTruncatedError:
                     gone.append(planned)
     if gone:
-        directory = batches.staging_directory(warehouse, stream.name, batch.batch)
+        directory = batch_directory(warehouse.staging, stream.name, batch.batch)
         name = f"{batch.generation}-gone-0"
         staged.append(stage(_Gone(gone), get_format(stream.format), directory, name))
     return staged
