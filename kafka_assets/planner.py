@@ -7,10 +7,12 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from kafka_assets import ledger, ledger_sql, planning
+from kafka_assets import ledger, ledger_sql, planning, sampling
+from kafka_assets.backpressure import current_rate
 from kafka_assets.config import Assignment, TopicPattern
-from kafka_assets.errors import ConfigInvalidError, LogTruncatedError, TableTakenError
+from kafka_assets.errors import ConfigInvalidError, KafkaAssetsError, LogTruncatedError, TableTakenError
 from kafka_assets.formats import get_format
+from kafka_assets.offsets import OffsetRange
 from kafka_assets.starting import resolve_starts, timestamps_to_find
 
 if TYPE_CHECKING:
@@ -24,7 +26,17 @@ if TYPE_CHECKING:
     from kafka_assets.warehouse import Warehouse
 
 UNKNOWN_RECORD_BYTES = 1024
-"""Assumed of the records of a stream that has none yet, so that its first batch is no giant."""
+"""Assumed of records of which not one could be read yet, so that the first batch is no giant."""
+
+FEW_OFFSETS = 20
+"""So many records make no batch too large, whatever their size."""
+
+HUGE_RECORD_BYTES = 128 * 1024
+HUGE_BATCH_BYTES = 96 * 1024**2
+"""DuckDB has the values of 2,048 rows in memory at once: of huge ones those of a whole batch, up to four times."""
+
+RATE_SECONDS = 2.0
+"""How long a rate that is only to be shown may wait for the file."""
 
 TRUNCATION_READS = 3
 TRUNCATION_READ_SECONDS = 1.0
@@ -51,17 +63,23 @@ class Survey:
 def read_state(stream: StreamConfig, warehouse: Warehouse, *, timeout: float | None = None) -> StreamState:
     """Read the stream's part of the ledger under the shared lock; an empty state where there is no warehouse."""
     with warehouse.reading(timeout) as connection:
-        return ledger.read_stream(connection, stream.name)
+        return ledger.read_stream(connection, stream.name, paced=stream.backpressure is not None)
 
 
 def survey(
-    stream: StreamConfig, warehouse: Warehouse, log: KafkaLog, *, timeout: float | None = None
+    stream: StreamConfig,
+    warehouse: Warehouse,
+    log: KafkaLog,
+    *,
+    timeout: float | None = None,
+    state: StreamState | None = None,
 ) -> Survey:
-    """Read the ledger and the bounds of the stream's topic-partitions.
+    """Read the ledger, unless its `state` is known, and the bounds of the stream's topic-partitions.
 
     The ledger is read first: its positions can then only be older than the bounds, never beyond them.
     """
-    state = read_state(stream, warehouse, timeout=timeout)
+    if state is None:
+        state = read_state(stream, warehouse, timeout=timeout)
     found = log.topic_partitions(stream.selection)
     bounds = log.bounds(found.partitions)
     truncated = _confirm_truncated(state, bounds, log) | _met_by_fetches(state, bounds)
@@ -115,6 +133,12 @@ def _met_by_fetches(
     )
 
 
+def outstanding(seen: Survey) -> int:
+    """Return how many offsets are not committed: of open batches, and of the logs behind all that is planned."""
+    pending = sum(planned.range.size for batch in seen.state.open_batches for planned in batch.ranges)
+    return pending + sum(one.size for one in _left(seen, {}))
+
+
 def _is_other_topic(known: str | None, seen: str | None) -> bool:
     return known is not None and seen is not None and known != seen
 
@@ -133,7 +157,8 @@ def propose(
     Args:
         stream: The stream to plan.
         seen: The ledger and the bounds.
-        log: Asked only for the offsets of a start by timestamp.
+        log: Asked only for the offsets of a start by timestamp. As long as no batch has told the size of
+            records, a few of them are read.
         now: The planning time.
         drain: Do not wait for a minimum batch or for the interval.
         ends: Ends not to plan beyond; topic-partitions it does not name are left out.
@@ -144,6 +169,11 @@ def propose(
         spec = stream.starting_offsets
         wanted = timestamps_to_find(spec, seen.bounds)
         starts = resolve_starts(spec, seen.bounds, log.offsets_at(wanted) if wanted else {})
+    if state.bytes_per_record is None:
+        left = _left(seen, starts)
+        if sum(one.size for one in left) > FEW_OFFSETS:
+            sampled = sampling.bytes_per_record(stream.kafka.resolve(), left)
+            state = replace(state, bytes_per_record=sampled)
     limits = limits_of(stream, state)
     if drain and state.bytes_per_record is None and limits.records < limits.max_records_per_batch:
         # The assumed size decides: one batch is enough to learn the true one, and the next are as large as may be.
@@ -169,17 +199,55 @@ def propose(
     )
 
 
+def _left(seen: Survey, starts: Mapping[TopicPartition, int]) -> list[OffsetRange]:
+    """Return what no plan has yet of each log; of a topic that was recreated or has lost offsets about that."""
+    positions = seen.state.positions
+    left = []
+    for partition, bounds in seen.bounds.items():
+        reached = (
+            positions[partition].planned_until
+            if partition in positions
+            else starts.get(partition, bounds.log_start)
+        )
+        if bounds.log_start < bounds.end:
+            low = min(max(reached, bounds.log_start), bounds.end)
+            left.append(OffsetRange(partition.topic, partition.partition, low, bounds.end))
+    return left
+
+
 def limits_of(stream: StreamConfig, state: StreamState) -> planning.Limits:
+    """Return what the next batch may take, by the stream's options and by what its last batches were like."""
+    size = state.bytes_per_record or UNKNOWN_RECORD_BYTES
+    most = HUGE_BATCH_BYTES if size > HUGE_RECORD_BYTES else stream.max_bytes_per_batch
     return planning.Limits(
         max_records_per_batch=stream.max_records_per_batch,
         max_records_per_partition_per_second=stream.max_records_per_partition_per_second,
-        max_bytes_per_batch=stream.max_bytes_per_batch,
-        bytes_per_record=state.bytes_per_record or UNKNOWN_RECORD_BYTES,
+        max_bytes_per_batch=min(most, stream.max_bytes_per_batch),
+        bytes_per_record=size,
         min_records_per_batch=stream.min_records_per_batch,
         max_batch_delay=stream.max_batch_delay,
         max_batches_in_flight=stream.max_batches_in_flight,
         interval=stream.interval,
+        backpressure=stream.backpressure is not None,
+        records_per_second=rate_of(stream, state),
     )
+
+
+def rate_of(stream: StreamConfig, state: StreamState) -> int | None:
+    """Return the rate that backpressure allows the stream now, in offsets a second; None for no limit by it."""
+    if stream.backpressure is None:
+        return None
+    return current_rate(stream.backpressure, stream.interval, state.completed)
+
+
+def rate_now(stream: StreamConfig, warehouse: Warehouse) -> int | None:
+    """Return the same as the ledger has it now, to be shown; None also where the ledger cannot be read."""
+    if stream.backpressure is None:
+        return None
+    try:
+        return rate_of(stream, read_state(stream, warehouse, timeout=RATE_SECONDS))
+    except KafkaAssetsError:
+        return None
 
 
 def record(

@@ -66,6 +66,8 @@ class Limits:
 
     Attributes:
         bytes_per_record: Learned from earlier batches, None before the first.
+        backpressure: Whether a rate is estimated, and so there is one batch an interval.
+        records_per_second: That rate, over all partitions; None as long as there is no estimate.
     """
 
     max_records_per_batch: int
@@ -76,10 +78,17 @@ class Limits:
     max_batch_delay: float = 60.0
     max_batches_in_flight: int = 4
     interval: float = 30.0
+    backpressure: bool = False
+    records_per_second: int | None = None
 
     @property
     def records(self) -> int:
-        """The offsets a batch may take over all partitions: the lesser of the limits by records and bytes."""
+        """The offsets a batch may take over all partitions: the least of the limits by records, bytes and rate."""
+        return min(self.records_by_size, self._in_interval(self.records_per_second) or _MAX_OFFSET)
+
+    @property
+    def records_by_size(self) -> int:
+        """The offsets a batch may take over all partitions, whatever the rate."""
         size = self.bytes_per_record
         if size is None or size <= 0 or size * self.max_records_per_batch <= self.max_bytes_per_batch:
             return self.max_records_per_batch
@@ -87,8 +96,15 @@ class Limits:
 
     @property
     def records_per_partition(self) -> int | None:
-        """The offsets a batch may take of one partition, at least 1; None without a rate limit."""
-        rate = self.max_records_per_partition_per_second
+        """The offsets a batch may take of one partition, at least 1; None without a limit by partition."""
+        return self._in_interval(self.max_records_per_partition_per_second)
+
+    @property
+    def by_rate(self) -> bool:
+        """Whether a rate is limited, and so there is one batch an interval, also to drain."""
+        return self.backpressure or self.max_records_per_partition_per_second is not None
+
+    def _in_interval(self, rate: float | None) -> int | None:
         return None if rate is None else max(int(min(rate * self.interval, _MAX_OFFSET)), 1)
 
 
@@ -139,6 +155,7 @@ class Plan:
         losses: Offsets to book as lost.
         stops: What needs an operator; the rest is planned all the same.
         reason: Why there is no batch, in numbers; None if there is one.
+        limit: Where backpressure makes the batch smaller, by how much.
         lag: Offsets readable now that no plan has yet, this one included; without stopped topic-partitions.
         held_back: Offsets between the ends and the high watermarks: open transactions.
         wait: Seconds until time alone lets a batch through, where `reason` is one of time, else None.
@@ -149,6 +166,7 @@ class Plan:
     losses: tuple[Loss, ...] = ()
     stops: tuple[Stop, ...] = ()
     reason: str | None = None
+    limit: str | None = None
     lag: int = 0
     held_back: int = 0
     wait: float | None = None
@@ -220,13 +238,12 @@ def plan(
 
     lags = [draft.lag(tp) for tp in draft.live]
     if drain:
-        limited = limits.max_records_per_partition_per_second is not None
-        limits = replace(limits, min_records_per_batch=1, interval=limits.interval if limited else 0.0)
+        limits = replace(limits, min_records_per_batch=1, interval=limits.interval if limits.by_rate else 0.0)
     # Absolute, so that a clock that was set back does not stop the stream until it has caught up.
     since = None if last_planned_at is None else abs(now - last_planned_at)
     waited = None if waiting_since is None else abs(now - waiting_since)
     batches: list[tuple[PlannedRange, ...]] = []
-    pause = None
+    pause = limit = None
     while lag := sum(lags):
         pause = _full(limits, lag, open_batches + len(batches), blocked_batches)
         pause = pause or _early(limits, lag, len(batches), since, waited)
@@ -236,12 +253,14 @@ def plan(
         batches.append(
             tuple(draft.advance(tp, take) for tp, take in zip(draft.live, takes, strict=True) if take)
         )
+        limit = _slowed(limits, lag)
         lags = [lag - take for lag, take in zip(lags, takes, strict=True)]
 
     stops = tuple(sorted(draft.stops, key=_whole_topics_first))
     reason = None
     if not batches:
         parts = [pause.reason if pause else draft.caught_up(), *draft.notes]
+        parts += [_slowed(limits, sum(lags)) or ""]
         parts += [_held_back(bounds)] if held_back else []
         parts += [_stopped(stops)] if stops else []
         reason = "; ".join(part for part in parts if part)
@@ -251,6 +270,7 @@ def plan(
         losses=tuple(draft.losses),
         stops=stops,
         reason=reason,
+        limit=limit,
         lag=sum(lags),
         held_back=held_back,
         wait=pause.seconds if pause and not batches else None,
@@ -272,6 +292,16 @@ class _Pause:
 
     reason: str
     seconds: float | None = None
+
+
+def _slowed(limits: Limits, lag: int) -> str | None:
+    """Tell the rate by which a batch of a lag is smaller than it would be."""
+    if limits.records >= min(limits.records_by_size, lag):
+        return None
+    return (
+        f"backpressure: {limits.records_per_second} offsets a second, so {limits.records} of {lag} in a batch"
+        f" each {limits.interval:g} s"
+    )
 
 
 def _full(limits: Limits, lag: int, open_batches: int, blocked: int) -> _Pause | None:
@@ -299,11 +329,10 @@ def _early(
         since: Seconds since the last live batch was planned, None before the first.
         waited: Seconds that a first small batch has waited, None for not at all.
     """
-    limited = limits.records_per_partition is not None
-    if limited and planned:
+    if limits.by_rate and planned:
         return _Pause("one batch an interval under a rate limit", limits.interval)
     pauses = []
-    if since is not None and since < limits.interval and (limited or lag < limits.records):
+    if since is not None and since < limits.interval and (limits.by_rate or lag < limits.records):
         left = limits.interval - since
         pauses.append(
             _Pause(f"interval of {limits.interval:g} s: {left:.1f} s left, {lag} offsets wait", left)

@@ -23,7 +23,8 @@ def slice_ranges(
 
     The ranges are laid end to end in their order and cut at even distances, so fewer than `slices` of them
     are cut. Where a cut would leave a piece of a range with fewer than `smallest` offsets, it moves to the
-    range's nearer end.
+    range's nearer end. Spark's `minPartitions` gives each range whole tasks instead, and cuts none as soon as
+    there are as many ranges as tasks: one large topic-partition among small ones is then what all wait for.
 
     Args:
         ranges: Those of one topic-partition, if several, in offset order. Empty ones are left out.
@@ -61,65 +62,3 @@ def _snapped(cut: int, ends: Sequence[int], smallest: int) -> int:
     if min(cut - begin, end - cut) >= smallest:
         return cut
     return begin if cut - begin <= end - cut else end
-
-
-def split_ranges(
-    ranges: Sequence[PlannedRange], min_partitions: int, max_records_per_partition: int | None = None
-) -> tuple[PlannedRange, ...]:
-    """Split ranges as Spark does for its options minPartitions and maxRecordsPerPartition.
-
-    Each range gets pieces in proportion to its size, large ones more; the number of pieces is about
-    `min_partitions`, and never less than the number of ranges. Empty ranges are left out.
-
-    Args:
-        ranges: In any order, which is kept.
-        min_partitions: At least 1. With no more than there are ranges, none is split for it.
-        max_records_per_partition: The most offsets of a piece; ranges are split by it first.
-
-    Raises:
-        ValueError: A number is less than 1.
-    """
-    if min_partitions < 1 or (max_records_per_partition is not None and max_records_per_partition < 1):
-        raise ValueError(
-            f"min_partitions and max_records_per_partition must be at least 1, got {min_partitions} and"
-            f" {max_records_per_partition}"
-        )
-    filled = tuple(planned for planned in ranges if planned.range.size)
-    if max_records_per_partition is not None:
-        filled = tuple(
-            piece
-            for planned in filled
-            for piece in _cut(planned, -(-planned.range.size // max_records_per_partition))
-        )
-    if min_partitions <= len(filled):
-        return filled
-    total = sum(planned.range.size for planned in filled)
-    whole = [p.range.size for p in filled if _parts(p.range.size, total, min_partitions) == 1]
-    # What is not split takes no further part: many small ranges would leave the large ones too few pieces.
-    rest, wanted = total - sum(whole), max(min_partitions - len(whole), 1)
-    return tuple(
-        piece
-        for planned in filled
-        for piece in (
-            (planned,)
-            if _parts(planned.range.size, total, min_partitions) == 1
-            else _cut(planned, _parts(planned.range.size, rest, wanted))
-        )
-    )
-
-
-def _parts(size: int, total: int, wanted: int) -> int:
-    # Rounds half up, as Java does.
-    return max((2 * size * wanted + total) // (2 * total), 1)
-
-
-def _cut(planned: PlannedRange, parts: int) -> tuple[PlannedRange, ...]:
-    """Cut into pieces whose sizes differ by at most 1, the larger ones last; none of them empty."""
-    parts = min(parts, planned.range.size)
-    edges = [planned.range.from_offset]
-    for left in range(parts, 0, -1):
-        edges.append(edges[-1] + (planned.range.until_offset - edges[-1]) // left)
-    return tuple(
-        planned.part(replace(planned.range, from_offset=low, until_offset=high))
-        for low, high in pairwise(edges)
-    )

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from kafka_assets.backpressure import Backpressure
 from kafka_assets.config import (
     Assignment,
     AtOffset,
@@ -39,6 +40,7 @@ kafka:
 warehouse:
   uri: duckdb:////srv/warehouse.duckdb
   lock_timeout: 5s
+  max_staged_bytes: 1 GiB
 defaults:
   kafka: {client.id: shared, client.rack: a}
   max_attempts: 7
@@ -59,13 +61,13 @@ streams:
     max_batch_delay: 0s
     max_batches_in_flight: 100
     interval: 500ms
-    backpressure: false
+    backpressure: {proportional: 0.5, integral: 0, derived: 1e-1, min_rate: 7, initial_rate: 2.5}
     stall_timeout: 2m
     batch_timeout: 2d
     max_attempts: 1
     on_data_loss: skip
     on_topic_recreated: restart
-    on_bad_record: fail
+    on_bad_record: quarantine
     enabled: no
   patterned:
     topic_pattern: 'orders\..*$'
@@ -87,6 +89,24 @@ def one_stream(tmp_path: Path, options: str, **environ: str) -> StreamConfig:
     return load(tmp_path, text, **environ).stream("orders")
 
 
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        ("false", None),
+        ("true", Backpressure(1.0, 0.2, 0.0, 100.0, None)),
+        ("{}", Backpressure()),
+        ("{min_rate: 5, initial_rate: null}", Backpressure(min_rate=5.0)),
+        ("'${ON}'", Backpressure()),
+        ("{initial_rate: '${RATE}'}", Backpressure(initial_rate=250.0)),
+    ],
+)
+def test_backpressure_has_sparks_terms_unless_others_are_given(tmp_path, written, read):
+    """`true` and an empty mapping mean the defaults, a mapping overrides them term by term, `false` means none."""
+    stream = one_stream(tmp_path, f"backpressure: {written}", ON="true", RATE="250")
+    assert stream.backpressure == read
+    assert stream.rate_limits == (("backpressure",) if read else ())
+
+
 def test_every_option_is_read(tmp_path):
     """Each option of the file arrives in the stream with its type and unit."""
     config = load(tmp_path, EVERYTHING)
@@ -94,6 +114,7 @@ def test_every_option_is_read(tmp_path):
     assert config.warehouse.path == Path("/srv/warehouse.duckdb")
     assert config.warehouse.staging == Path("/srv/warehouse.duckdb.staging")
     assert config.warehouse.lock_timeout == 5.0
+    assert config.warehouse.max_staged_bytes == 1024**3
     properties = {"bootstrap.servers": "127.0.0.1:9092", "socket.keepalive.enable": "true"}
     properties |= {"socket.timeout.ms": "10000", "client.id": "own", "client.rack": "a"}
     assert config.stream("orders") == StreamConfig(
@@ -118,12 +139,13 @@ def test_every_option_is_read(tmp_path):
         max_batch_delay=0.0,
         max_batches_in_flight=100,
         interval=0.5,
+        backpressure=Backpressure(0.5, 0.0, 0.1, 7.0, 2.5),
         stall_timeout=120.0,
         batch_timeout=172_800.0,
         max_attempts=1,
         on_data_loss="skip",
         on_topic_recreated="restart",
-        on_bad_record="fail",
+        on_bad_record="quarantine",
         enabled=False,
     )
 
@@ -192,6 +214,7 @@ def test_without_a_warehouse_section_the_file_stands_beside(tmp_path):
     config = load(tmp_path, "kafka: {bootstrap.servers: a}\nstreams: {x: {topics: [a]}}")
     assert config.warehouse.path == tmp_path / "data" / "warehouse.duckdb"
     assert config.warehouse.lock_timeout == 60.0
+    assert config.warehouse.max_staged_bytes == 2 * 1024**3
 
 
 def test_relative_paths_begin_at_the_file(tmp_path, monkeypatch):

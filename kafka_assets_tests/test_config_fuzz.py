@@ -49,7 +49,8 @@ FILES = st.fixed_dictionaries(
             max_size=3,
         )
         | VALUES,
-        "warehouse": st.dictionaries(st.sampled_from(["uri", "lock_timeout"]), SCALARS) | VALUES,
+        "warehouse": st.dictionaries(st.sampled_from(["uri", "lock_timeout", "max_staged_bytes"]), SCALARS)
+        | VALUES,
         "defaults": STREAMS | VALUES,
         "streams": st.dictionaries(
             st.sampled_from(["a", "B", "b", "9"]) | WORDS, STREAMS | VALUES, max_size=3

@@ -93,6 +93,7 @@ FAULTS = [
     "interval: '${PLANTED}'",
     "enabled: '${PLANTED}'",
     "backpressure: '${PLANTED}'",
+    "backpressure: {min_rate: '${PLANTED}'}",
     "format: '${PLANTED}'",
     "table: '${PLANTED}!'",
     "on_data_loss: '${PLANTED}'",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from kafka_assets.config.document import Problems, child_path, read_document
 from kafka_assets.config.options import OPTIONS, SELECTIONS
 from kafka_assets.config.properties import KafkaProperties
-from kafka_assets.config.setting import Setting, SettingError, duration
+from kafka_assets.config.setting import Setting, SettingError, duration, size
 from kafka_assets.config.values import (
     Assignment,
     Config,
@@ -116,14 +116,17 @@ def _warehouse(setting: Setting | None, file: Path) -> WarehouseConfig:
     if setting is not None:
         entries = setting.read(
             lambda section: section.known_entries(
-                ("uri", "lock_timeout"), "a mapping with uri and lock_timeout"
+                ("uri", "lock_timeout", "max_staged_bytes"),
+                "a mapping with uri, lock_timeout and max_staged_bytes",
             )
         )
     entries = entries or {}
     uri = (entries["uri"].read(_uri) if "uri" in entries else None) or _DEFAULT_URI
-    wait = entries["lock_timeout"].read(duration(zero=True)) if "lock_timeout" in entries else None
+    options = {"lock_timeout": duration(zero=True), "max_staged_bytes": size}
+    read = {name: entries[name].read(option) for name, option in options.items() if name in entries}
+    given: dict[str, Any] = {name: value for name, value in read.items() if value is not None}
     path = Path(os.path.abspath(file.parent / uri.removeprefix("duckdb:///")))  # noqa: PTH100 (keeps links)
-    return WarehouseConfig(uri, path, 60.0 if wait is None else wait)
+    return WarehouseConfig(uri, path, **given)
 
 
 def _uri(setting: Setting) -> str:
@@ -194,7 +197,6 @@ def _stream(
         return None
     level = own.over(shared)
     values = dict(level.values)
-    values.pop("backpressure", None)
     kafka = global_kafka
     for part in (shared, own):
         if "kafka" in part.values:
@@ -212,7 +214,7 @@ def _stream(
     if "selection" not in values or "table" not in values:
         return None
     stream = StreamConfig(name=name, **values)
-    if level.settings.keys() - {"topics", "topic_pattern", "assign", "backpressure"} <= values.keys():
+    if level.settings.keys() - {"topics", "topic_pattern", "assign"} <= values.keys():
         _check_together(stream, level)
     return stream
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from kafka_assets.backpressure import Backpressure
 from kafka_assets.config.interpolate import references
 from kafka_assets.config.properties import KafkaProperties
 from kafka_assets.config.setting import (
@@ -15,6 +16,7 @@ from kafka_assets.config.setting import (
     duration,
     integer,
     not_yet,
+    number_within,
     positive_number_or_null,
     size,
 )
@@ -243,9 +245,23 @@ def _property(setting: Setting) -> str:
     return text
 
 
-def _backpressure(setting: Setting) -> None:
-    if isinstance(setting.node.value, dict) or boolean(setting):
-        raise not_yet("backpressure", "false, and max_records_per_batch to bound a batch")
+_WEIGHT = number_within(0, 1000)
+_TERMS: Mapping[str, Callable[[Setting], float | None]] = {
+    "proportional": _WEIGHT,
+    "integral": _WEIGHT,
+    "derived": _WEIGHT,
+    "min_rate": number_within(0, 1e12, above=True),
+    "initial_rate": positive_number_or_null,
+}
+
+
+def _backpressure(setting: Setting) -> Backpressure | None:
+    allowed = f"true, false or a mapping of {', '.join(_TERMS)}"
+    if not isinstance(setting.node.value, dict):
+        return Backpressure() if boolean(setting, allowed) else None
+    terms = {name: term.read(_TERMS[name]) for name, term in setting.known_entries(_TERMS, allowed).items()}
+    # A problem ends the load, so it does not matter that a term left out has its default.
+    return Backpressure(**{name: value for name, value in terms.items() if value is not None})
 
 
 OPTIONS: Mapping[str, Callable[[Setting], object]] = {
@@ -266,6 +282,6 @@ OPTIONS: Mapping[str, Callable[[Setting], object]] = {
     "max_attempts": integer(1),
     "on_data_loss": choice("fail", "skip"),
     "on_topic_recreated": choice("fail", "restart"),
-    "on_bad_record": choice("fail", later=("quarantine",)),
+    "on_bad_record": choice("fail", "quarantine"),
     "enabled": boolean,
 }

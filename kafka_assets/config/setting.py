@@ -152,19 +152,39 @@ def positive_number_or_null(setting: Setting) -> float | None:
     value = setting.scalar(allowed)
     if value is None or (setting.substituted and value in ("", "null")):
         return None
+    found = _number(setting, allowed)
+    if not 0 < found < math.inf:
+        raise setting.expected(allowed)
+    return found
+
+
+def number_within(low: float, high: float, *, above: bool = False) -> Callable[[Setting], float]:
+    """A reader of numbers within the limits, both included unless it is to be `above` the lower one."""
+    allowed = f"a number {'above' if above else 'from'} {low:g} {'up ' if above else ''}to {high:g}"
+
+    def read(setting: Setting) -> float:
+        value = _number(setting, allowed)
+        if not low <= value <= high or (above and value == low):
+            raise setting.expected(allowed)
+        return value
+
+    return read
+
+
+def _number(setting: Setting, allowed: str) -> float:
+    value = setting.scalar(allowed)
     if isinstance(value, str) and re.fullmatch(r"[0-9.]{1,30}(e[+-]?[0-9]{1,3})?", value, re.IGNORECASE):
         try:
             value = float(value)
         except ValueError:
             raise setting.expected(allowed) from None
-    if isinstance(value, bool | str) or not 0 < value < math.inf:
+    if value is None or isinstance(value, bool | str):
         raise setting.expected(allowed)
     return float(value)
 
 
-def boolean(setting: Setting) -> bool:
+def boolean(setting: Setting, allowed: str = "true or false") -> bool:
     """Reads true or false; text in quotes is neither, unless a variable brought it."""
-    allowed = "true or false"
     value = setting.scalar(allowed)
     if setting.substituted and value in ("true", "false"):
         return value == "true"
@@ -173,13 +193,11 @@ def boolean(setting: Setting) -> bool:
     return value
 
 
-def choice(*allowed: str, later: Collection[str] = ()) -> Callable[[Setting], str]:
-    """A reader of one of the words allowed; `later` are those this version does not have yet."""
+def choice(*allowed: str) -> Callable[[Setting], str]:
+    """A reader of one of the words allowed."""
 
     def read(setting: Setting) -> str:
         value = setting.text(" or ".join(allowed))
-        if value in later:
-            raise not_yet(f"{setting.path.rpartition('.')[2]}: {value}", " or ".join(allowed))
         if value not in allowed:
             raise setting.expected(" or ".join(allowed))
         return value

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from kafka_assets.backpressure import Backpressure
     from kafka_assets.config.properties import IsolationLevel, KafkaProperties
 
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -108,6 +109,7 @@ class StreamConfig:
     max_batch_delay: float = 60.0
     max_batches_in_flight: int = 4
     interval: float = 30.0
+    backpressure: Backpressure | None = None
     stall_timeout: float = 60.0
     batch_timeout: float = 3600.0
     max_attempts: int = 5
@@ -121,6 +123,15 @@ class StreamConfig:
         """`isolation.level` of the stream's consumers; the environment is read only if it says `${...}`."""
         return self.kafka.isolation_level()
 
+    @property
+    def rate_limits(self) -> tuple[str, ...]:
+        """The options that limit the stream's rate; with any there is one batch an interval, also to drain."""
+        limits = {
+            "max_records_per_partition_per_second": self.max_records_per_partition_per_second,
+            "backpressure": self.backpressure,
+        }
+        return tuple(name for name, value in limits.items() if value is not None)
+
 
 @dataclass(frozen=True, slots=True)
 class WarehouseConfig:
@@ -130,11 +141,13 @@ class WarehouseConfig:
         uri: As given.
         path: The database file, absolute.
         lock_timeout: Seconds to wait for another process that holds the file.
+        max_staged_bytes: About how many bytes may be fetched and not yet committed, over all streams.
     """
 
     uri: str
     path: Path
     lock_timeout: float = 60.0
+    max_staged_bytes: int = 2 * 1024**3
 
     @property
     def staging(self) -> Path:
