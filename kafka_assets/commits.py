@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -10,12 +11,21 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from kafka_assets import ledger_sql as sql
-from kafka_assets.digest import DIGEST_FUNCTION, digest_expression
+from kafka_assets.digest import BAD_COLUMNS, DIGEST_FUNCTION, digest_expression
 from kafka_assets.errors import BatchUnknownError, KafkaAssetsError, RangeUnavailableError, RunFailedError
-from kafka_assets.ledger import LOSS_ROWS, METADATA_COLUMNS, check_table, loss_row, read_batch
+from kafka_assets.ledger import (
+    LOSS_ROWS,
+    METADATA_COLUMNS,
+    ClassMove,
+    check_table,
+    ensure_schema,
+    loss_row,
+    move_classes,
+    read_batch,
+)
 from kafka_assets.offsets import OffsetRange, TopicPartition, first_flaw, merge
 from kafka_assets.planning import Loss
-from kafka_assets.removals import removals_of, removed_condition
+from kafka_assets.removals import of_metadata, removals_of, removed_condition
 from kafka_assets.scope import WHOLE
 from kafka_assets.statements import changed, insert, quote, quote_table, registered
 
@@ -35,8 +45,17 @@ if TYPE_CHECKING:
 
 _OF_THE_COMMIT = ("_kafka_batch", "_ingested_at")
 _STAGED = "_kafka_assets_staged"
+_BAD = "_kafka_assets_bad"
 _REPLACED = "_kafka_assets_replaced"
 _WRAP = 1 << 64
+
+_BAD_DIGEST = digest_expression(BAD_COLUMNS)
+_BAD_NAMES = (
+    *(name for name in METADATA_COLUMNS if name not in _OF_THE_COMMIT),
+    *BAD_COLUMNS,
+    "stage",
+    "error",
+)
 
 _OUTCOME_ROWS = pa.schema(
     {
@@ -96,9 +115,10 @@ class _Held:
 
 @dataclass(frozen=True, slots=True)
 class _Removed:
-    """Rows of a range that were fetched and that a removal takes away."""
+    """Records of a range that were fetched and that a removal takes away, from the rows or the bad ones."""
 
     rows: int = 0
+    quarantined: int = 0
     offset_sum: int = 0
     digest: int = 0
 
@@ -110,18 +130,19 @@ def commit_batch(
     *,
     expected_generation: int,
     staged: Sequence[StagedSlice],
-    data: Sequence[pa.Table],
+    data: list[pa.Table],
     table: TableName,
     columns: Sequence[Column],
     run_id: str,
     fingerprint: str,
     now: datetime,
+    bad: list[pa.Table],
     scope: ReplayScope = WHOLE,
 ) -> BatchRow:
-    """Write a batch's rows, the outcome of each of its ranges and its change of state.
+    """Write a batch's rows, its quarantine, the outcome of each of its ranges and its change of state.
 
-    From generation 1 on it replaces the rows that are there, never deleting one that was not fetched again.
-    What `expire` removed stays removed.
+    From generation 1 on it replaces the rows and bad records that are there, never deleting one that was not
+    fetched again. What `expire` removed stays removed.
 
     Args:
         con: Given by `Warehouse.writing()`.
@@ -129,12 +150,13 @@ def commit_batch(
         batch: The batch.
         expected_generation: Of the batch when its run read it.
         staged: What was fetched, in pieces that tile the ranges written.
-        data: The rows of `staged`, in the same order.
+        data: The rows of `staged`, in the same order; let go of here, as COMMIT needs memory of its own.
         table: The stream's table.
         columns: The format's own columns.
         run_id: Of the run that commits.
         fingerprint: Of the format's settings.
         now: `_ingested_at` of the rows and the time of the commit.
+        bad: The bad records of `staged`, for the quarantine; let go of too.
         scope: What is replaced from generation 1 on.
 
     Raises:
@@ -150,22 +172,29 @@ def commit_batch(
         raise BatchUnknownError(f"stream {stream} has no batch {batch} in the ledger; nothing was written.")
     if found.generation != expected_generation:
         raise GenerationMovedError(found, expected_generation)
+    ensure_schema(con)
     check_table(con, table, columns)
     ranges = scope.of(found.ranges) if expected_generation else found.ranges
     settled = _settle(found, ranges, staged)
     rows = sum(one.rows for one in staged)
     names = [name for name in METADATA_COLUMNS if name not in _OF_THE_COMMIT]
     names += [column.name for column in columns]
-    incoming = _incoming(found, data, names, settled)
+    incoming = _together(found, data, names)
     if incoming.num_rows != rows:
         raise RunFailedError(
             f"batch {batch} of {stream}: {incoming.num_rows} rows are staged where the fetch counted {rows}."
             " Nothing was written."
         )
+    set_aside = _together(found, bad, _BAD_NAMES)
+    _check_sum(found, (incoming, set_aside), settled)
     places = [one.range.topic_partition for one in ranges]
-    with registered(con, _STAGED, incoming), registered(con, _REPLACED, _places(places)):
-        writing = _Writing(con, stream, batch, quote_table(table), columns, names)
-        predicates = removals_of(con, stream, batch) if rows else ()
+    with ExitStack() as names_in_sql:
+        names_in_sql.enter_context(registered(con, _STAGED, incoming))
+        names_in_sql.enter_context(registered(con, _REPLACED, _places(places)))
+        if set_aside.num_rows:
+            names_in_sql.enter_context(registered(con, _BAD, set_aside))
+        writing = _Writing(con, stream, batch, quote_table(table), columns, names, bool(set_aside.num_rows))
+        predicates = removals_of(con, stream, batch) if rows or set_aside.num_rows else ()
         removed = writing.removed(predicates)
         if expected_generation:
             held = writing.held()
@@ -175,15 +204,25 @@ def commit_batch(
             writing.delete(merge=scope.merge)
         elif removed:
             settled = [(_without(outcome, removed), losses) for outcome, losses in settled]
-        inserted = writing.insert(predicates, now)
-        kept = sum(one.rows for one in held.values()) if expected_generation else 0
-        loaded = sum(outcome["loaded"] for outcome, _ in settled)
-        if inserted + kept != loaded:
-            raise RunFailedError(
-                f"batch {batch} of {stream}: {inserted} rows were inserted and {kept} kept where {loaded}"
-                " were counted; undone."
-            )
+        kept = held.values() if expected_generation else ()
+        _check_counts(
+            f"batch {batch} of {stream}",
+            "rows",
+            writing.insert(predicates, now),
+            [one.rows for one in kept],
+            [outcome["loaded"] for outcome, _ in settled],
+        )
+        _check_counts(
+            f"batch {batch} of {stream}",
+            "bad records",
+            writing.insert_bad(predicates, now),
+            [one.quarantined for one in kept],
+            [outcome["quarantined"] for outcome, _ in settled],
+        )
         _write_losses(con, stream, batch, [loss for _, losses in settled for loss in losses], now)
+    del incoming, set_aside
+    data.clear()
+    bad.clear()
     insert(
         con,
         sql.UPDATE_OUTCOMES,
@@ -209,6 +248,59 @@ def commit_batch(
     return committed
 
 
+def load_quarantined(
+    con: duckdb.DuckDBPyConnection,
+    stream: str,
+    batch: str,
+    rows: pa.Table,
+    *,
+    table: TableName,
+    columns: Sequence[Column],
+    now: datetime,
+) -> int:
+    """Move records of a committed batch from the quarantine into the table, as the rows they have become.
+
+    Returns how many were loaded; the others are what `expire` took away, and are booked as removed.
+
+    Raises:
+        RunFailedError: They are not all in the quarantine, or not all in ranges of the batch.
+    """
+    names = [name for name in METADATA_COLUMNS if name not in _OF_THE_COMMIT]
+    names += [column.name for column in columns]
+    where = f"batch {batch} of {stream}"
+    with registered(con, _STAGED, rows.select(names)):
+        writing = _Writing(con, stream, batch, quote_table(table), columns, names, any_bad=False)
+        predicates = removals_of(con, stream, batch)
+        removed = writing.removed(predicates)
+        moves = [
+            ClassMove(
+                batch,
+                place.topic,
+                place.partition,
+                loaded=count - removed.get(place, _Removed()).rows,
+                quarantined=-count,
+                offset_sum=-removed.get(place, _Removed()).offset_sum,
+                digest=digest - removed.get(place, _Removed()).digest,
+            )
+            for place, count, digest in writing.leaving()
+        ]
+        if sum(-move.quarantined for move in moves) != rows.num_rows or writing.leave() != rows.num_rows:
+            raise RunFailedError(f"{where}: the quarantine has not the records that were decoded; undone.")
+        inserted = writing.insert(predicates, now)
+        _check_counts(where, "rows", inserted, (), [move.loaded for move in moves])
+    if move_classes(con, stream, moves) != len(moves):
+        raise RunFailedError(f"{where}: the quarantine has records that are in none of its ranges; undone.")
+    return inserted
+
+
+def _check_counts(where: str, what: str, inserted: int, kept: Sequence[int], counted: Sequence[int]) -> None:
+    if inserted + sum(kept) != sum(counted):
+        raise RunFailedError(
+            f"{where}: {inserted} {what} were inserted and {sum(kept)} kept where {sum(counted)} were counted;"
+            " undone."
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class _Writing:
     """The statements of one commit over what is staged, and over the ranges that are written."""
@@ -219,6 +311,7 @@ class _Writing:
     table: str
     columns: Sequence[Column]
     names: Sequence[str]
+    any_bad: bool
 
     @property
     def _named(self) -> dict[str, str]:
@@ -230,8 +323,15 @@ class _Writing:
 
     def _not_staged(self, statement: str, named: Mapping[str, str]) -> list[tuple[Any, ...]]:
         those = sql.OF_REPLACED_RANGES.format(replaced=_REPLACED)
-        text = statement.format(table=self.table, those=those, staged=_STAGED, digest=self._digest)
+        text = statement.format(
+            table=self.table, those=those, staged=self._fetched, digest=self._digest, bad_digest=_BAD_DIGEST
+        )
         return self.con.execute(text, named).fetchall()
+
+    @property
+    def _fetched(self) -> str:
+        """What to name for the identities of all that was fetched."""
+        return sql.STAGED_AND_BAD.format(staged=_STAGED, bad=_BAD) if self.any_bad else _STAGED
 
     def _held_rows(self) -> list[tuple[Any, ...]]:
         return self._not_staged(sql.ROWS_NOT_STAGED, {"batch": self.batch})
@@ -244,10 +344,10 @@ class _Writing:
             TopicPartition(topic, partition): _Held(count, 0, offset_sum, digest)
             for topic, partition, count, _, _, offset_sum, digest in self._held_rows()
         }
-        for topic, partition, count, _, _, offset_sum in self._held_quarantined():
+        for topic, partition, count, _, _, offset_sum, digest in self._held_quarantined():
             place = TopicPartition(topic, partition)
-            before = held.get(place, _Held())
-            held[place] = replace(before, quarantined=count, offset_sum=before.offset_sum + offset_sum)
+            rows = held.get(place, _Held())
+            held[place] = _Held(rows.rows, count, rows.offset_sum + offset_sum, rows.digest + digest)
         return held
 
     def unavailable(self) -> RangeUnavailableError:
@@ -257,24 +357,35 @@ class _Writing:
         )
         return RangeUnavailableError(
             f"Kafka no longer gives back rows of batch {self.batch} of stream {self.stream} that are in the table"
-            f" ({listed}); retention or compaction took them since. Replacing them all would lose those, so"
-            f" nothing was changed. `kafka-assets replay {self.stream} {self.batch} --merge` keeps them and"
+            f" or in quarantine ({listed}); retention or compaction took them since. Replacing them all would lose"
+            f" those, so nothing was changed. `kafka-assets replay {self.stream} {self.batch} --merge` keeps them and"
             " replaces the others."
         )
 
     def removed(self, predicates: Sequence[str]) -> dict[TopicPartition, _Removed]:
         if not predicates:
             return {}
-        found = self.con.execute(
-            sql.REMOVED_OF_STAGED.format(
-                digest=self._digest,
-                columns=self._selected,
-                staged=_STAGED,
-                removed=removed_condition(predicates),
-            ),
-            {"batch": self.batch},
-        ).fetchall()
-        return {TopicPartition(topic, partition): _Removed(*rest) for topic, partition, *rest in found}
+        removed = {
+            TopicPartition(topic, partition): _Removed(count, 0, *rest)
+            for topic, partition, count, *rest in self._removed(_STAGED, self.names, self._digest, predicates)
+        }
+        if self.any_bad:
+            for topic, partition, count, offset_sum, digest in self._removed(
+                _BAD, _BAD_NAMES, _BAD_DIGEST, of_metadata(self.con, predicates)
+            ):
+                place = TopicPartition(topic, partition)
+                rows = removed.get(place, _Removed())
+                removed[place] = _Removed(
+                    rows.rows, count, rows.offset_sum + offset_sum, rows.digest + digest
+                )
+        return removed
+
+    def _removed(
+        self, staged: str, names: Sequence[str], digest: str, predicates: Sequence[str]
+    ) -> list[tuple[Any, ...]]:
+        columns, removed = ", ".join(map(quote, names)), removed_condition(predicates)
+        text = sql.REMOVED_OF_STAGED.format(digest=digest, columns=columns, staged=staged, removed=removed)
+        return self.con.execute(text, {"batch": self.batch}).fetchall()
 
     def losses(self) -> dict[TopicPartition, list[OffsetRange]]:
         booked: dict[TopicPartition, list[OffsetRange]] = defaultdict(list)
@@ -285,7 +396,7 @@ class _Writing:
 
     def delete(self, *, merge: bool) -> None:
         those = (sql.OF_STAGED_OFFSETS if merge else sql.OF_REPLACED_RANGES).format(
-            staged=_STAGED, replaced=_REPLACED
+            staged=self._fetched, replaced=_REPLACED
         )
         changed(self.con, sql.DELETE_ROWS.format(table=self.table, those=those), batch=self.batch)
         changed(self.con, sql.DELETE_QUARANTINED.format(those=those), **self._named)
@@ -294,11 +405,44 @@ class _Writing:
     def _selected(self) -> str:
         return ", ".join(map(quote, self.names))
 
+    def leaving(self) -> list[tuple[TopicPartition, int, int]]:
+        """Return how many of the staged records are in quarantine, and by how much the digest changes with them."""
+        named = {"batch": self.batch}
+        text = sql.REMOVED_OF_STAGED.format(
+            digest=self._digest, columns=self._selected, staged=_STAGED, removed="true"
+        )
+        became = {
+            TopicPartition(topic, partition): digest
+            for topic, partition, _, _, digest in self.con.execute(text, named).fetchall()
+        }
+        text = sql.LEAVING_QUARANTINE.format(
+            bad_digest=_BAD_DIGEST, those=sql.OF_STAGED_OFFSETS.format(staged=_STAGED)
+        )
+        return [
+            (place, count, became[place] - digest)
+            for topic, partition, count, digest in self.con.execute(text, self._named).fetchall()
+            if (place := TopicPartition(topic, partition)) in became
+        ]
+
+    def leave(self) -> int:
+        those = sql.OF_STAGED_OFFSETS.format(staged=_STAGED)
+        return changed(self.con, sql.DELETE_QUARANTINED.format(those=those), **self._named)
+
     def insert(self, predicates: Sequence[str], now: datetime) -> int:
         statement = sql.INSERT_ROWS.format(
             table=self.table, columns=self._selected, staged=_STAGED, removed=removed_condition(predicates)
         )
         return changed(self.con, statement, batch=self.batch, now=now)
+
+    def insert_bad(self, predicates: Sequence[str], now: datetime) -> int:
+        if not self.any_bad:
+            return 0
+        statement = sql.INSERT_QUARANTINED.format(
+            columns=", ".join(map(quote, _BAD_NAMES)),
+            bad=_BAD,
+            removed=removed_condition(of_metadata(self.con, predicates)),
+        )
+        return changed(self.con, statement, now=now, **self._named)
 
 
 def _places(places: Sequence[TopicPartition]) -> pa.Table:
@@ -316,7 +460,8 @@ def _without(outcome: dict[str, Any], removed: Mapping[TopicPartition, _Removed]
     return {
         **outcome,
         "loaded": outcome["loaded"] - gone.rows,
-        "removed": gone.rows,
+        "quarantined": outcome["quarantined"] - gone.quarantined,
+        "removed": gone.rows + gone.quarantined,
         **_moved(outcome, -gone.offset_sum, -gone.digest),
     }
 
@@ -373,7 +518,9 @@ def _settle_again(
             "undeliverable": undeliverable,
             "lost": still_lost,
             "removed": outcome["removed"] + removed_before,
-            "bytes": max(outcome["bytes"], before.bytes) if kept.rows else outcome["bytes"],
+            "bytes": max(outcome["bytes"], before.bytes)
+            if kept.rows or kept.quarantined
+            else outcome["bytes"],
             "kept": kept.rows + kept.quarantined,
             **_moved(outcome, kept.offset_sum, kept.digest),
         }
@@ -423,13 +570,14 @@ def _settle_range(
     if any(one.planned.incarnation != planned.incarnation for one in evidence):
         raise RunFailedError(f"{where}: another incarnation of the topic was fetched. Nothing was written.")
     lost = merge(stretch for one in evidence for stretch in one.lost)
-    loaded = sum(one.records for one in evidence)
+    records = sum(one.records for one in evidence)
+    quarantined = sum(piece.quarantined for piece in pieces)
     undeliverable = sum(one.undeliverable for one in evidence)
     gone = sum(stretch.size for stretch in lost)
-    if loaded + undeliverable + gone != whole.size or any(whole.intersect(one) != one for one in lost):
+    if records + undeliverable + gone != whole.size or any(whole.intersect(one) != one for one in lost):
         raise RunFailedError(
-            f"{where}: {loaded} records, {undeliverable} offsets seen to be undeliverable and {gone} lost do not add up"
-            f" to its {whole.size} offsets. Nothing was written."
+            f"{where}: {records} records, {undeliverable} offsets seen to be undeliverable and {gone} lost do not add"
+            f" up to its {whole.size} offsets. Nothing was written."
         )
     functions = {piece.digest_function for piece in pieces}
     digests = [piece.digest for piece in pieces]
@@ -437,9 +585,9 @@ def _settle_range(
     outcome = {
         "topic": whole.topic,
         "partition": whole.partition,
-        "loaded": loaded,
+        "loaded": records - quarantined,
         "filtered": 0,
-        "quarantined": 0,
+        "quarantined": quarantined,
         "undeliverable": undeliverable,
         "lost": gone,
         "removed": 0,
@@ -470,12 +618,7 @@ def _known(numbers: Iterable[int | None]) -> list[int]:
     return [number for number in numbers if number is not None]
 
 
-def _incoming(
-    batch: BatchRow,
-    data: Sequence[pa.Table],
-    names: Sequence[str],
-    settled: Sequence[tuple[Mapping[str, Any], Sequence[Loss]]],
-) -> pa.Table:
+def _together(batch: BatchRow, data: Sequence[pa.Table], names: Sequence[str]) -> pa.Table:
     """Return the rows as one table, which DuckDB inserts twice as fast as many small ones."""
     filled = [part for part in data if part.num_rows]
     for part in filled:
@@ -487,14 +630,18 @@ def _incoming(
             )
     if not filled:
         return pa.table({name: pa.nulls(0) for name in names})
-    whole = pa.concat_tables([part.select(list(names)) for part in filled])
-    staged_sum = (pc.sum(whole["_kafka_offset"]).as_py() or 0) % _WRAP
-    if staged_sum != sum(int(outcome["offset_sum"]) for outcome, _ in settled) % _WRAP:
+    return pa.concat_tables([part.select(list(names)) for part in filled])
+
+
+def _check_sum(
+    batch: BatchRow, tables: Sequence[pa.Table], settled: Sequence[tuple[Mapping[str, Any], Sequence[Loss]]]
+) -> None:
+    offsets = (pc.sum(one["_kafka_offset"]).as_py() for one in tables if one.num_rows)
+    if sum(offsets) % _WRAP != sum(int(outcome["offset_sum"]) for outcome, _ in settled) % _WRAP:
         raise RunFailedError(
             f"batch {batch.batch} of {batch.stream}: the staged rows are not those that were fetched, their offsets sum"
             " up to another number. Nothing was written."
         )
-    return whole
 
 
 def _write_losses(

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from kafka_assets import ledger_sql as sql
 from kafka_assets.config.values import TableName
-from kafka_assets.digest import DIGEST_FUNCTION, digest_expression
+from kafka_assets.digest import BAD_COLUMNS, DIGEST_FUNCTION, digest_expression
 from kafka_assets.errors import BatchUnknownError
-from kafka_assets.ledger import check_table, has_ledger
+from kafka_assets.ledger import check_table, schema_version
 from kafka_assets.statements import quote_table
 from kafka_assets.warehouse import literal
 
@@ -83,7 +83,7 @@ def verify(
 ) -> Verification:
     """Prove the coverage of a stream, or of one batch of it, from the ledger and the table.
 
-    Memory is bounded by `CELLS_AT_ONCE`, not by the table.
+    Memory is bounded by `CELLS_AT_ONCE` and by DuckDB's own limit, not by the table.
 
     Args:
         con: Given by `Warehouse.reading()` or `Warehouse.writing()`; None for no warehouse.
@@ -95,8 +95,9 @@ def verify(
         BatchUnknownError: The ledger has no such batch.
         WarehouseInvalidError: The ledger's version is unknown, or the table no longer fits.
     """
-    found = con.execute(sql.READ_STREAM, {"stream": stream}).fetchall() if con and has_ledger(con) else []
-    if con is None or not found:
+    version = schema_version(con)
+    found = con.execute(sql.READ_STREAM, {"stream": stream}).fetchall() if con and version else []
+    if con is None or version is None or not found:
         if batch is not None:
             raise BatchUnknownError(
                 f"stream {stream} has no batch {batch}: the ledger does not know the stream."
@@ -111,7 +112,7 @@ def verify(
         *_sums(partitions),
         *(() if batch else _tiling(con, stream)),
         *(() if batch else _ledger(con, stream)),
-        *_classes(con, stream, batch),
+        *_classes(con, stream, batch, sealed=version >= sql.SEALED_SINCE),
         *_rows(con, stream, table, columns, batch),
     ]
     return Verification(ok=not problems, problems=tuple(problems), partitions=partitions)
@@ -159,10 +160,13 @@ def _ledger(con: duckdb.DuckDBPyConnection, stream: str) -> Iterator[str]:
         yield f"{', '.join(filter(None, parts)) or f'stream {stream}'}: {what}."
 
 
-def _classes(con: duckdb.DuckDBPyConnection, stream: str, batch: str | None) -> Iterator[str]:
+def _classes(
+    con: duckdb.DuckDBPyConnection, stream: str, batch: str | None, *, sealed: bool
+) -> Iterator[str]:
     named = {"stream": stream, "batch": batch, "limit": PROBLEMS_NAMED}
-    for row in con.execute(sql.CLASS_FLAWS, named).fetchall():
-        key, topic, partition, low, high, accounted, lost, booked, quarantined, kept = row
+    statement = sql.CLASS_FLAWS.format(broken=sql.SEAL_BROKEN if sealed else "false")
+    for row in con.execute(statement, named).fetchall():
+        key, topic, partition, low, high, accounted, lost, booked, quarantined, kept, negative, broken = row
         where = f"batch {key}, {_place(topic, partition, low, high)}"
         if accounted is None:
             yield f"{where}: is committed, but the ledger has no outcome for it."
@@ -173,8 +177,10 @@ def _classes(con: duckdb.DuckDBPyConnection, stream: str, batch: str | None) -> 
             yield f"{where}: {lost} offsets count as lost, {booked} are written down in losses."
         if quarantined != kept:
             yield f"{where}: {quarantined} records count as quarantined, the quarantine holds {kept}."
-        if accounted == high - low and lost == booked and quarantined == kept:
+        if negative:
             yield f"{where}: a class is negative."
+        if broken:
+            yield f"{where}: what the ledger says of it was changed since its commit (its seal is broken)."
 
 
 def _rows(
@@ -193,7 +199,11 @@ def _rows(
     for rows_of_block, ranges_of_block in _blocks(con, stream, batch):
         flaws = con.execute(
             sql.TABLE_FLAWS.format(
-                table=target, digest=digest, rows_of_block=rows_of_block, ranges_of_block=ranges_of_block
+                table=target,
+                digest=digest,
+                bad_digest=digest_expression(BAD_COLUMNS),
+                rows_of_block=rows_of_block,
+                ranges_of_block=ranges_of_block,
             ),
             {"stream": stream, "digest_function": DIGEST_FUNCTION, "limit": PROBLEMS_NAMED},
         ).fetchall()
@@ -231,7 +241,9 @@ def _row_problems(
     high: int | None,
     state: str | None,
     loaded: int | None,
+    quarantined: int | None,
     rows: int,
+    kept: int,
     offsets: int | None,
     lowest: int | None,
     highest: int | None,
@@ -240,30 +252,43 @@ def _row_problems(
 ) -> Iterator[str]:
     if low is None or high is None:
         yield (
-            f"batch {batch}, {topic}[{partition}]: the table has {rows} rows of it, the ledger knows no such"
-            " range."
+            f"batch {batch}, {topic}[{partition}]: {_held(rows, kept)} of it, the ledger knows no such range."
         )
         return
     where = f"batch {batch}, {_place(topic, partition, low, high)}"
     if state == "planned":
-        yield f"{where}: is not committed, yet the table has {rows} rows of it."
+        yield f"{where}: is not committed, yet {_held(rows, kept)} of it."
         return
     if loaded is None:
         return  # what has no outcome has been told
-    as_counted = rows == loaded
-    if not as_counted:
+    # Of the quarantine's number the classes have told.
+    as_counted = rows == loaded and kept == quarantined
+    if rows != loaded:
         yield f"{where}: the ledger counts {loaded} rows, the table has {rows}."
-    if offsets is not None and rows != offsets:
+    if offsets is not None and rows + kept != offsets:
         as_counted = False
-        yield f"{where}: {rows - offsets} of the table's {rows} rows have an offset that another has."
+        yield f"{where}: {rows + kept - offsets} of {_these(rows, kept)} have an offset that another has."
     if lowest is not None and highest is not None and (lowest < low or highest >= high):
         as_counted = False
-        yield f"{where}: the table has rows outside of it, from offset {lowest} to {highest}."
+        yield f"{where}: {_place_of(kept)} has rows outside of it, from offset {lowest} to {highest}."
     # A wrong count implies wrong sums, which would say nothing more.
     if as_counted and sum_differs:
-        yield f"{where}: the offsets in the table sum up to another number than those fetched."
+        yield f"{where}: the offsets in {_place_of(kept)} sum up to another number than those fetched."
     elif as_counted and digest_differs:
-        yield f"{where}: a key or value in the table is not what was fetched (the digests differ)."
+        yield f"{where}: a key or value in {_place_of(kept)} is not what was fetched (the digests differ)."
+
+
+def _held(rows: int, kept: int) -> str:
+    held = [f"the table has {rows} rows"] if rows or not kept else []
+    return " and ".join([*held, *([f"the quarantine has {kept} records"] if kept else [])])
+
+
+def _these(rows: int, kept: int) -> str:
+    return f"the {rows + kept} in table and quarantine" if kept else f"the table's {rows} rows"
+
+
+def _place_of(kept: int) -> str:
+    return "table or quarantine" if kept else "the table"
 
 
 def _place(topic: str, partition: int, low: int, high: int) -> str:

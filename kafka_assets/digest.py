@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 DIGEST_FUNCTION = f"duckdb.hash/{duckdb.__version__}"
 
 
+BAD_COLUMNS = ("_kafka_value",)
+"""What the digest of a bad record holds in the place of a format's own columns."""
+
+
 def digest_expression(columns: Sequence[str]) -> str:
     """Return the SQL aggregate (HUGEINT) over offset, key and a format's own columns of a set of rows."""
     hashed = ", ".join(
@@ -59,20 +63,32 @@ class RangeDigests:
                 }
             ),
         )
-        self._query = (
-            f"SELECT place, {digest_expression(columns)} FROM rows_of_batch"  # noqa: S608  quoted names
-            " JOIN ranges USING (_kafka_topic, _kafka_partition)"
-            " WHERE _kafka_offset >= from_offset AND _kafka_offset < until_offset GROUP BY place"
-        )
+        self._columns = columns
         self.totals = [0] * len(ranges)
-        """The digest of each range so far, in the order given; 0 without rows."""
+        """The digest of each range so far, its bad records included, in the order given; 0 without any."""
+        self.bad = [0] * len(ranges)
+        """The number of bad records of each range so far."""
 
     def add(self, batch: pa.RecordBatch) -> None:
         """Add the rows of a batch that has the `_kafka_` columns and the format's."""
-        self._connection.register("rows_of_batch", pa.Table.from_batches([batch]))
-        for place, digest in self._connection.execute(self._query).fetchall():
+        for place, digest, _ in self._summed(batch, self._columns):
             self.totals[place] += digest
+
+    def add_bad(self, batch: pa.RecordBatch) -> None:
+        """Add the bad records of a batch, as Kafka has them."""
+        for place, digest, count in self._summed(batch, BAD_COLUMNS):
+            self.totals[place] += digest
+            self.bad[place] += count
+
+    def _summed(self, batch: pa.RecordBatch, columns: Sequence[str]) -> list[tuple[int, int, int]]:
+        self._connection.register("rows_of_batch", pa.Table.from_batches([batch]))
+        found = self._connection.execute(
+            f"SELECT place, {digest_expression(columns)}, count(*) FROM rows_of_batch"  # noqa: S608  quoted names
+            " JOIN ranges USING (_kafka_topic, _kafka_partition)"
+            " WHERE _kafka_offset >= from_offset AND _kafka_offset < until_offset GROUP BY place"
+        ).fetchall()
         self._connection.unregister("rows_of_batch")
+        return found
 
     def close(self) -> None:
         """Let go of the memory."""

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import pyarrow as pa
 
 from kafka_assets import ledger_sql as sql
+from kafka_assets.backpressure import CompletedBatch
+from kafka_assets.digest import DIGEST_FUNCTION
 from kafka_assets.errors import (
     ConfigInvalidError,
     KafkaAssetsError,
@@ -41,6 +43,8 @@ Kind = Literal["live", "backfill", "rollup"]
 Row = tuple[Any, ...]
 
 RECENT_BATCHES = 20
+SIZED_BATCHES = 3
+"""From how many of them the size of a record is learned: few, as it may change a hundredfold."""
 
 METADATA_COLUMNS: Mapping[str, str] = {
     "_kafka_topic": "VARCHAR",
@@ -97,6 +101,20 @@ LOSS_ROWS = pa.schema(
 )
 
 
+_MOVE_ROWS = pa.schema(
+    {
+        "batch": pa.string(),
+        "topic": pa.string(),
+        "partition": pa.int32(),
+        "loaded": pa.int64(),
+        "quarantined": pa.int64(),
+        # Larger than 64 bits: text on the way into the database.
+        "offset_sum": pa.string(),
+        "digest": pa.string(),
+    }
+)
+
+
 class PlanConflictError(KafkaAssetsError):
     """Another planner changed the stream since its state was read: read and plan again."""
 
@@ -114,6 +132,19 @@ class RangeOutcome:
     lost: int
     removed: int
     bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class ClassMove:
+    """By how much the outcome of a committed range changes; what leaves the two classes is removed."""
+
+    batch: str
+    topic: str
+    partition: int
+    loaded: int
+    quarantined: int
+    offset_sum: int
+    digest: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,8 +195,11 @@ class StreamState:
         open_batches: Planned and not committed, oldest first, of every kind.
         last_batch: The greatest batch key.
         last_planned_at: Planning time of the last live batch.
-        bytes_per_record: Over the latest live batches with records, None without any.
+        bytes_per_record: Of the latest live batch with records, or over the latest few if that is more; None
+            without any.
         recently_committed: The latest, newest first.
+        completed: The latest live batches in the order of their commits, without those that were replaced;
+            only where they were asked for.
     """
 
     known: bool = False
@@ -178,6 +212,7 @@ class StreamState:
     last_planned_at: datetime | None = None
     bytes_per_record: float | None = None
     recently_committed: tuple[BatchRow, ...] = ()
+    completed: tuple[CompletedBatch, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,26 +244,23 @@ class BatchCounts:
     blocked: int = 0
 
 
-def has_ledger(con: duckdb.DuckDBPyConnection | None) -> bool:
-    """Tell whether the database has a ledger.
+def schema_version(con: duckdb.DuckDBPyConnection | None) -> int | None:
+    """Return the schema version of the database's ledger, None where it has none.
 
     Raises:
-        WarehouseInvalidError: It has one of another version than this one reads.
+        WarehouseInvalidError: It is one that this kafka_assets does not read.
     """
     if con is None:
-        return False
+        return None
     tables = {table for (table,) in con.execute(sql.LEDGER_TABLES).fetchall()}
     if not tables:
-        return False
-    versions = (
-        con.execute("SELECT schema_version FROM kafka_assets_ledger.meta").fetchall()
-        if "meta" in tables
-        else []
-    )
-    if versions != [(sql.SCHEMA_VERSION,)]:
-        found = ", ".join(str(version) for (version,) in versions) or "none"
+        return None
+    found = con.execute(sql.SCHEMA_VERSIONS).fetchall() if "meta" in tables else []
+    versions = [int(version) for (version,) in found]
+    if len(versions) != 1 or versions[0] not in (*sql.UPGRADES, sql.SCHEMA_VERSION):
+        told = ", ".join(map(str, versions)) or "none"
         raise WarehouseInvalidError(
-            f"the ledger in schema kafka_assets_ledger has schema version {found}, and this kafka_assets knows"
+            f"the ledger in schema kafka_assets_ledger has schema version {told}, and this kafka_assets knows"
             f" {sql.SCHEMA_VERSION}. It was not touched. Use the kafka_assets that wrote it, or a newer one."
         )
     if missing := _TABLES - tables:
@@ -236,16 +268,28 @@ def has_ledger(con: duckdb.DuckDBPyConnection | None) -> bool:
             f"the ledger in schema kafka_assets_ledger lacks {', '.join(sorted(missing))}: somebody changed it by"
             " hand. It was not touched. Bring the warehouse back from a copy."
         )
-    return True
+    return versions[0]
+
+
+def has_ledger(con: duckdb.DuckDBPyConnection | None) -> bool:
+    """Tell whether the database has a ledger.
+
+    Raises:
+        WarehouseInvalidError: It has one of a version that this kafka_assets does not read.
+    """
+    return schema_version(con) is not None
 
 
 def ensure_schema(con: duckdb.DuckDBPyConnection) -> None:
-    """Create the ledger and the views over it where there is none.
+    """Create the ledger and the views over it where there is none, and bring an older one up to date.
 
     Raises:
-        WarehouseInvalidError: There is one of another version.
+        WarehouseInvalidError: There is one of an unknown version.
     """
-    if has_ledger(con):
+    version = schema_version(con)
+    if version is not None:
+        for older in range(version, sql.SCHEMA_VERSION):
+            con.execute(sql.UPGRADES[older]).fetchall()
         return
     con.execute(sql.CREATE_TABLES).fetchall()
     con.execute(sql.CREATE_VIEWS).fetchall()
@@ -255,8 +299,8 @@ def ensure_schema(con: duckdb.DuckDBPyConnection) -> None:
     ).fetchall()
 
 
-def read_stream(con: duckdb.DuckDBPyConnection | None, stream: str) -> StreamState:
-    """Read all that planning and launching need to know of a stream."""
+def read_stream(con: duckdb.DuckDBPyConnection | None, stream: str, *, paced: bool = False) -> StreamState:
+    """Read all that planning and launching need to know of a stream; `paced`: backpressure's part too."""
     if con is None or not has_ledger(con):
         return StreamState()
     named = {"stream": stream}
@@ -270,7 +314,9 @@ def read_stream(con: duckdb.DuckDBPyConnection | None, stream: str) -> StreamSta
     }
     ((last_batch, last_planned_at),) = con.execute(sql.READ_LAST_BATCH, named).fetchall()
     recent = {**named, "count": RECENT_BATCHES}
-    ((bytes_per_record,),) = con.execute(sql.READ_BYTES_PER_RECORD, recent).fetchall()
+    sized = {**recent, "sized": SIZED_BATCHES}
+    ((bytes_per_record,),) = con.execute(sql.READ_BYTES_PER_RECORD, sized).fetchall()
+    completed = con.execute(sql.READ_COMPLETED, recent).fetchall() if paced else []
     open_keys = _keys(con.execute(sql.READ_OPEN_KEYS, named).fetchall())
     recent_keys = _keys(con.execute(sql.READ_RECENT_KEYS, recent).fetchall())
     rows = {row.batch: row for row in _read_batches(con, stream, [*open_keys, *recent_keys])}
@@ -285,6 +331,7 @@ def read_stream(con: duckdb.DuckDBPyConnection | None, stream: str) -> StreamSta
         last_planned_at=_utc(last_planned_at),
         bytes_per_record=None if bytes_per_record is None else float(bytes_per_record),
         recently_committed=tuple(rows[key] for key in recent_keys),
+        completed=tuple(CompletedBatch(*row) for row in completed),
     )
 
 
@@ -303,6 +350,18 @@ def read_batches(
     if con is None or not has_ledger(con):
         return ()
     return tuple(_read_batches(con, stream, keys))
+
+
+def read_committed(
+    con: duckdb.DuckDBPyConnection | None, stream: str, since: datetime, count: int
+) -> tuple[BatchRow, ...]:
+    """Read the first so many batches that were committed (last) after a moment, the oldest commit first."""
+    if con is None or not has_ledger(con):
+        return ()
+    named = {"stream": stream, "since": since, "count": count}
+    keys = _keys(con.execute(sql.READ_COMMITTED_KEYS, named).fetchall())
+    rows = {row.batch: row for row in _read_batches(con, stream, keys)}
+    return tuple(rows[key] for key in keys)
 
 
 def positions_report(con: duckdb.DuckDBPyConnection | None, stream: str) -> tuple[PositionReport, ...]:
@@ -438,9 +497,7 @@ def record_plan(
         _swap_plan_version(con, stream, table, fingerprint, expected_version)
         check_table(con, table, columns)
     _write_positions(con, stream, plan)
-    ((greatest,),) = con.execute(
-        "SELECT max(batch) FROM kafka_assets_ledger.batches WHERE stream = $stream", {"stream": stream}
-    ).fetchall()
+    ((greatest, _),) = con.execute(sql.READ_LAST_BATCH, {"stream": stream}).fetchall()
     floor = max((key for key in (greatest, key_floor) if key), default=None)
     keys: list[str] = []
     for _ in plan.batches:
@@ -693,3 +750,30 @@ def record_failure(
 def clear_block(con: duckdb.DuckDBPyConnection, stream: str, batch: str) -> None:
     """Let a blocked batch be run again."""
     changed(con, sql.CLEAR_BLOCK, stream=stream, batch=batch)
+
+
+def move_classes(con: duckdb.DuckDBPyConnection, stream: str, moves: Sequence[ClassMove]) -> int:
+    """Book offsets of committed ranges under other classes; return how many ranges were changed."""
+    rows = [
+        {
+            "batch": move.batch,
+            "topic": move.topic,
+            "partition": move.partition,
+            "loaded": move.loaded,
+            "quarantined": move.quarantined,
+            "offset_sum": str(move.offset_sum),
+            "digest": str(move.digest),
+        }
+        for move in moves
+    ]
+    booked = insert(con, sql.MOVE_CLASSES, _MOVE_ROWS, rows, stream=stream, digest_function=DIGEST_FUNCTION)
+    changed(con, sql.COUNT_ROWS_AGAIN, stream=stream, batches=sorted({move.batch for move in moves}))
+    return booked
+
+
+def count_quarantined(con: duckdb.DuckDBPyConnection | None, stream: str) -> int:
+    """Return how many records of a stream are in quarantine."""
+    if con is None or not has_ledger(con):
+        return 0
+    ((count,),) = con.execute(sql.COUNT_QUARANTINED, {"stream": stream}).fetchall()
+    return int(count)

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-SCHEMA_VERSION = 1
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+SCHEMA_VERSION = 2
 
 CREATE_TABLES = """
 CREATE SCHEMA kafka_assets_ledger;
@@ -75,7 +80,9 @@ CREATE TABLE kafka_assets_ledger.offset_ranges (
     max_timestamp   TIMESTAMPTZ,
     offset_sum      HUGEINT,
     digest          HUGEINT,
-    digest_function VARCHAR
+    digest_function VARCHAR,
+    -- Over the rest of the row, NULL until the batch is committed: the classes alone could be traded unseen.
+    seal            VARCHAR
 );
 
 CREATE TABLE kafka_assets_ledger.quarantine (
@@ -162,6 +169,66 @@ SELECT stream, topic, topic_id, incarnation, "partition", from_offset, until_off
 FROM kafka_assets_ledger.losses;
 """
 
+_SEALED = (
+    "batch",
+    "topic",
+    "topic_id",
+    "incarnation",
+    "partition",
+    "from_offset",
+    "until_offset",
+    "leader_epoch",
+    "loaded",
+    "filtered",
+    "quarantined",
+    "undeliverable",
+    "lost",
+    "removed",
+    "bytes",
+    "gaps",
+    "end_proof",
+    "min_timestamp",
+    "max_timestamp",
+    "offset_sum",
+    "digest",
+    "digest_function",
+)
+
+
+def _seal(changes: Mapping[str, str]) -> str:
+    """Return the SQL of the seal of a range, named `planned`, with these columns changed.
+
+    All of its row but the stream, which may be renamed. A NULL counts as empty; what the columns hold has no bar.
+    """
+    values = [changes.get(name, f'planned."{name}"') for name in _SEALED]
+    # The text of a moment would depend on the time zone.
+    texts = ", '|', ".join(
+        f"epoch_us({value})" if name.endswith("_timestamp") else value
+        for name, value in zip(_SEALED, values, strict=True)
+    )
+    return f"md5(concat({texts}))"
+
+
+def settled(changes: Mapping[str, str]) -> str:
+    """Return the SET clause that changes columns of a range, named `planned`, and seals it anew."""
+    assignments = [f"{name} = {value}" for name, value in {**changes, "seal": _seal(changes)}.items()]
+    return "SET " + ",\n    ".join(assignments)
+
+
+SEALED_SINCE = 2
+SEAL_BROKEN = f"planned.seal IS DISTINCT FROM {_seal({})}"
+
+UPGRADES = {
+    1: f"""
+ALTER TABLE kafka_assets_ledger.offset_ranges ADD COLUMN seal VARCHAR;
+UPDATE kafka_assets_ledger.offset_ranges AS planned {settled({})} WHERE loaded IS NOT NULL;
+UPDATE kafka_assets_ledger.meta SET schema_version = 2;
+""",  # noqa: S608  put together from constants
+}
+"""What makes a ledger of a schema version one of the next."""
+
+SCHEMA_VERSIONS = "SELECT schema_version FROM kafka_assets_ledger.meta"
+
 LEDGER_TABLES = """
 SELECT table_name
 FROM duckdb_tables()
@@ -183,9 +250,20 @@ ORDER BY topic, "partition"
 """
 
 READ_LAST_BATCH = """
-SELECT max(batch), max(planned_at) FILTER (kind = 'live')
-FROM kafka_assets_ledger.batches
-WHERE stream = $stream
+-- max() would read every batch there ever was; the greatest of a sorted column is in the newest row groups.
+SELECT
+    (
+        SELECT batch FROM kafka_assets_ledger.batches
+        WHERE stream = $stream
+        ORDER BY batch DESC
+        LIMIT 1
+    ),
+    (
+        SELECT planned_at FROM kafka_assets_ledger.batches
+        WHERE stream = $stream AND kind = 'live'
+        ORDER BY planned_at DESC
+        LIMIT 1
+    )
 """
 
 READ_OPEN_KEYS = """
@@ -202,17 +280,49 @@ ORDER BY committed_at DESC, batch DESC
 LIMIT $count
 """
 
+READ_COMMITTED_KEYS = """
+SELECT batch
+FROM kafka_assets_ledger.batches
+WHERE stream = $stream AND state = 'committed' AND committed_at > $since
+ORDER BY committed_at, batch
+LIMIT $count
+"""
+
 READ_BYTES_PER_RECORD = """
+-- What the latest batch says counts at once where records have grown: too large a batch is worse than a small one.
 WITH recent AS (
-    SELECT stream, batch
+    SELECT stream, batch, committed_at
     FROM kafka_assets_ledger.batches
     WHERE stream = $stream AND state = 'committed' AND kind = 'live'
     ORDER BY committed_at DESC, batch DESC
     LIMIT $count
+),
+sized AS (
+    SELECT committed_at, batch, sum(bytes) AS bytes, sum(loaded + filtered + quarantined + removed) AS records
+    FROM kafka_assets_ledger.offset_ranges
+    JOIN recent USING (stream, batch)
+    GROUP BY ALL
+    HAVING records > 0
+    ORDER BY committed_at DESC, batch DESC
+    LIMIT $sized
 )
-SELECT sum(bytes) / nullif(sum(loaded + filtered + quarantined + removed), 0)
-FROM kafka_assets_ledger.offset_ranges
-JOIN recent USING (stream, batch)
+SELECT greatest(arg_max(bytes / records, (committed_at, batch)), sum(bytes) / sum(records))
+FROM sized
+"""
+
+READ_COMPLETED = """
+WITH recent AS (
+    SELECT stream, batch, greatest(planned_at, launched_at) AS ready_at, committed_at
+    FROM kafka_assets_ledger.batches
+    WHERE stream = $stream AND state = 'committed' AND kind = 'live' AND generation = 1
+    ORDER BY committed_at DESC, batch DESC
+    LIMIT $count
+)
+SELECT epoch(ready_at), epoch(committed_at), sum(until_offset - from_offset)::BIGINT
+FROM recent
+JOIN kafka_assets_ledger.offset_ranges USING (stream, batch)
+GROUP BY ready_at, committed_at, batch
+ORDER BY committed_at, batch
 """
 
 READ_BATCHES = """
@@ -341,7 +451,7 @@ ORDER BY ALL
 QUARANTINED_NOT_STAGED = """
 SELECT
     _kafka_topic, _kafka_partition, count(*), min(_kafka_offset), max(_kafka_offset),
-    sum(_kafka_offset)::HUGEINT
+    sum(_kafka_offset)::HUGEINT, {bad_digest}
 FROM (
     SELECT * FROM kafka_assets_ledger.quarantine
     WHERE stream = $stream AND _kafka_batch = $batch AND {those}
@@ -350,6 +460,12 @@ ANTI JOIN {staged} AS staged USING (_kafka_topic, _kafka_partition, _kafka_offse
 GROUP BY ALL
 ORDER BY ALL
 """
+
+STAGED_AND_BAD = """(
+    SELECT _kafka_topic, _kafka_partition, _kafka_offset FROM {staged}
+    UNION ALL
+    SELECT _kafka_topic, _kafka_partition, _kafka_offset FROM {bad}
+)"""
 
 OF_REPLACED_RANGES = """
 (_kafka_topic, _kafka_partition) IN (SELECT topic, "partition" FROM {replaced})
@@ -366,6 +482,10 @@ DELETE FROM {table} WHERE _kafka_batch = $batch AND {those}
 
 DELETE_QUARANTINED = """
 DELETE FROM kafka_assets_ledger.quarantine WHERE stream = $stream AND _kafka_batch = $batch AND {those}
+"""
+
+COUNT_QUARANTINED = """
+SELECT count(*) FROM kafka_assets_ledger.quarantine WHERE stream = $stream
 """
 
 READ_REMOVALS = """
@@ -386,13 +506,27 @@ GROUP BY ALL
 MATCHING_ROWS = """
 SELECT
     batch, topic, "partition", from_offset, until_offset,
-    matching.count, matching.offset_sum, matching.digest
+    matching."rows", matching.bad, matching.offset_sum, matching.digest
 FROM (
     SELECT
-        _kafka_batch AS batch, _kafka_topic AS topic, _kafka_partition AS "partition",
-        count(*) AS count, sum(_kafka_offset)::HUGEINT AS offset_sum, {digest} AS digest
-    FROM {table}
-    WHERE {removed}
+        batch, topic, "partition",
+        sum("rows")::BIGINT AS "rows", sum(bad)::BIGINT AS bad,
+        sum(offset_sum)::HUGEINT AS offset_sum, sum(digest)::HUGEINT AS digest
+    FROM (
+        SELECT
+            _kafka_batch AS batch, _kafka_topic AS topic, _kafka_partition AS "partition",
+            count(*) AS "rows", 0 AS bad, sum(_kafka_offset)::HUGEINT AS offset_sum, {digest} AS digest
+        FROM {table}
+        WHERE {removed}
+        GROUP BY ALL
+        UNION ALL
+        SELECT
+            _kafka_batch, _kafka_topic, _kafka_partition,
+            0, count(*), sum(_kafka_offset)::HUGEINT, {bad_digest}
+        FROM kafka_assets_ledger.quarantine
+        WHERE stream = $stream AND {bad_removed}
+        GROUP BY ALL
+    )
     GROUP BY ALL
 ) AS matching
 JOIN kafka_assets_ledger.offset_ranges USING (batch, topic, "partition")
@@ -404,16 +538,27 @@ DELETE_REMOVED = """
 DELETE FROM {table} WHERE {removed}
 """
 
-BOOK_REMOVED = """
+DELETE_BAD_REMOVED = """
+DELETE FROM kafka_assets_ledger.quarantine WHERE stream = $stream AND {removed}
+"""
+
+_MOVED = settled(
+    {
+        "loaded": "planned.loaded + moved.loaded",
+        "quarantined": "planned.quarantined + moved.quarantined",
+        "removed": "planned.removed - moved.loaded - moved.quarantined",
+        "offset_sum": "planned.offset_sum + moved.offset_sum::HUGEINT",
+        "digest": "CASE WHEN digest_function = $digest_function THEN planned.digest + moved.digest::HUGEINT END",
+        "digest_function": "CASE WHEN digest_function = $digest_function THEN digest_function END",
+    }
+)
+
+MOVE_CLASSES = f"""
 UPDATE kafka_assets_ledger.offset_ranges AS planned
-SET loaded = loaded - gone.count,
-    removed = removed + gone.count,
-    offset_sum = planned.offset_sum - gone.offset_sum::HUGEINT,
-    digest = CASE WHEN digest_function = $digest_function THEN planned.digest - gone.digest::HUGEINT END,
-    digest_function = CASE WHEN digest_function = $digest_function THEN digest_function END
-FROM {rows} AS gone
-WHERE planned.stream = $stream AND planned.batch = gone.batch
-  AND planned.topic = gone.topic AND planned."partition" = gone."partition"
+{_MOVED}
+FROM {{rows}} AS moved
+WHERE planned.stream = $stream AND planned.batch = moved.batch
+  AND planned.topic = moved.topic AND planned."partition" = moved."partition"
 """
 
 COUNT_ROWS_AGAIN = """
@@ -444,10 +589,29 @@ SELECT DISTINCT stability, internal FROM duckdb_functions() WHERE lower(function
 """
 
 COMMITTED_RANGES = """
-SELECT topic, "partition", from_offset, until_offset, incarnation, topic_id, leader_epoch
-FROM kafka_assets_ledger.offset_ranges
-JOIN kafka_assets_ledger.batches USING (stream, batch)
-WHERE stream = $stream AND state = 'committed'
+-- Neighbours made one: of a stream without holes a row for each topic-partition, however many batches it has.
+WITH committed AS (
+    SELECT
+        topic, "partition", from_offset, until_offset, incarnation, topic_id, leader_epoch,
+        lag(until_offset) OVER along AS reached
+    FROM kafka_assets_ledger.offset_ranges
+    JOIN kafka_assets_ledger.batches USING (stream, batch)
+    WHERE stream = $stream AND state = 'committed'
+    WINDOW along AS (PARTITION BY topic, "partition", incarnation ORDER BY from_offset)
+),
+numbered AS (
+    SELECT
+        *,
+        count(*) FILTER (reached IS DISTINCT FROM from_offset) OVER (
+            PARTITION BY topic, "partition", incarnation ORDER BY from_offset
+        ) AS stretch
+    FROM committed
+)
+SELECT
+    topic, "partition", min(from_offset) AS from_offset, max(until_offset), incarnation,
+    arg_min(topic_id, numbered.from_offset), arg_min_null(leader_epoch, numbered.from_offset)
+FROM numbered
+GROUP BY topic, "partition", incarnation, stretch
 ORDER BY topic, "partition", incarnation, from_offset
 """
 
@@ -495,6 +659,37 @@ ANTI JOIN (
     WHERE stream = $stream
 ) AS bad USING (_kafka_topic, _kafka_partition, _kafka_offset, _kafka_batch)
 WHERE CASE WHEN differing IS NULL THEN NOT coalesce({removed}, false) ELSE len(differing) > 0 END
+ORDER BY ALL
+LIMIT $limit
+"""
+
+DEEP_BAD_FLAWS = """
+-- What Kafka delivers of committed ranges, beside the quarantine.
+WITH fetched AS (
+    SELECT fetched.*, ranges._kafka_batch
+    FROM {fetched} AS fetched
+    JOIN {ranges} AS ranges USING (_kafka_topic, _kafka_partition)
+    WHERE _kafka_offset >= from_offset AND _kafka_offset < until_offset
+),
+held AS (
+    SELECT *, true AS there FROM kafka_assets_ledger.quarantine WHERE stream = $stream
+),
+compared AS (
+    SELECT
+        fetched.*,
+        CASE WHEN there THEN list_filter([{differing}], lambda name: name IS NOT NULL) END AS differing
+    FROM fetched
+    LEFT JOIN held USING (_kafka_topic, _kafka_partition, _kafka_offset, _kafka_batch)
+)
+SELECT _kafka_topic, _kafka_partition, _kafka_offset, _kafka_batch, differing
+FROM compared
+WHERE CASE
+    WHEN differing IS NULL THEN
+        (_kafka_topic, _kafka_partition, _kafka_offset)
+            IN (SELECT _kafka_topic, _kafka_partition, _kafka_offset FROM {bad})
+        AND NOT coalesce({removed}, false)
+    ELSE len(differing) > 0
+END
 ORDER BY ALL
 LIMIT $limit
 """
@@ -552,28 +747,76 @@ FROM (SELECT {columns}, $batch AS _kafka_batch FROM {staged}) AS incoming
 WHERE NOT {removed}
 """
 
-UPDATE_OUTCOMES = """
+QUARANTINED = """
+SELECT {columns}
+FROM kafka_assets_ledger.quarantine
+WHERE stream = $stream AND {asked}
+ORDER BY _kafka_topic, _kafka_partition, _kafka_offset, _kafka_batch
+LIMIT $limit
+"""
+
+QUARANTINED_BATCHES = """
+SELECT DISTINCT _kafka_batch
+FROM kafka_assets_ledger.quarantine
+WHERE stream = $stream
+ORDER BY 1
+"""
+
+LEAVING_QUARANTINE = """
+SELECT _kafka_topic, _kafka_partition, count(*), {bad_digest}
+FROM kafka_assets_ledger.quarantine
+WHERE stream = $stream AND _kafka_batch = $batch AND {those}
+GROUP BY ALL
+"""
+
+RENEW_ERRORS = """
+UPDATE kafka_assets_ledger.quarantine AS held
+SET stage = still.stage, error = still.error
+FROM {rows} AS still
+WHERE held.stream = $stream AND held._kafka_batch = $batch
+  AND held._kafka_topic = still._kafka_topic AND held._kafka_partition = still._kafka_partition
+  AND held._kafka_offset = still._kafka_offset
+  AND (held.stage, held.error) IS DISTINCT FROM (still.stage, still.error)
+"""
+
+INSERT_QUARANTINED = """
+INSERT INTO kafka_assets_ledger.quarantine (stream, {columns}, _kafka_batch, _ingested_at)
+SELECT $stream, {columns}, _kafka_batch, $now
+FROM (SELECT {columns}, $batch AS _kafka_batch FROM {bad}) AS incoming
+WHERE NOT {removed}
+"""
+
+# What was kept of an earlier fetch lies within that one's bounds.
+_SETTLED = settled(
+    {
+        **{
+            name: f"outcome.{name}"
+            for name in (
+                "loaded",
+                "filtered",
+                "quarantined",
+                "undeliverable",
+                "lost",
+                "removed",
+                "bytes",
+                "gaps",
+                "end_proof",
+                "digest_function",
+            )
+        },
+        "min_timestamp": "least(make_timestamptz(outcome.min_timestamp_ms * 1000),"
+        " CASE WHEN outcome.kept > 0 THEN planned.min_timestamp END)",
+        "max_timestamp": "greatest(make_timestamptz(outcome.max_timestamp_ms * 1000),"
+        " CASE WHEN outcome.kept > 0 THEN planned.max_timestamp END)",
+        "offset_sum": "outcome.offset_sum::HUGEINT",
+        "digest": "outcome.digest::HUGEINT",
+    }
+)
+
+UPDATE_OUTCOMES = f"""
 UPDATE kafka_assets_ledger.offset_ranges AS planned
-SET loaded = outcome.loaded,
-    filtered = outcome.filtered,
-    quarantined = outcome.quarantined,
-    undeliverable = outcome.undeliverable,
-    lost = outcome.lost,
-    removed = outcome.removed,
-    bytes = outcome.bytes,
-    gaps = outcome.gaps,
-    end_proof = outcome.end_proof,
-    -- What was kept of an earlier fetch lies within that one's bounds.
-    min_timestamp = least(
-        make_timestamptz(outcome.min_timestamp_ms * 1000), CASE WHEN outcome.kept > 0 THEN planned.min_timestamp END
-    ),
-    max_timestamp = greatest(
-        make_timestamptz(outcome.max_timestamp_ms * 1000), CASE WHEN outcome.kept > 0 THEN planned.max_timestamp END
-    ),
-    offset_sum = outcome.offset_sum::HUGEINT,
-    digest = outcome.digest::HUGEINT,
-    digest_function = outcome.digest_function
-FROM {rows} AS outcome
+{_SETTLED}
+FROM {{rows}} AS outcome
 WHERE planned.stream = $stream AND planned.batch = $batch
   AND planned.topic = outcome.topic AND planned."partition" = outcome."partition"
 """
@@ -592,20 +835,27 @@ WHERE stream = $stream AND batch = $batch
 """
 
 POSITIONS_REPORT = """
-WITH ranges AS (
-    SELECT
-        topic, incarnation, "partition",
-        min(from_offset) FILTER (state = 'planned') AS open_from,
-        max(until_offset) FILTER (state = 'committed') AS last_committed
-    FROM kafka_assets.offset_ranges
-    WHERE stream = $stream
+-- From the open ranges, of which there are few: with none, nothing else of the ranges is read.
+WITH open AS (
+    SELECT topic, incarnation, "partition", from_offset, until_offset
+    FROM kafka_assets_ledger.offset_ranges
+    JOIN kafka_assets_ledger.batches USING (stream, batch)
+    WHERE stream = $stream AND state = 'planned'
+),
+reached AS (
+    SELECT topic, incarnation, "partition", max(until_offset) AS last_committed
+    FROM kafka_assets_ledger.offset_ranges
+    SEMI JOIN open USING (topic, incarnation, "partition")
+    WHERE stream = $stream AND loaded IS NOT NULL
     GROUP BY ALL
 ),
-holes AS (
-    SELECT topic, incarnation, "partition", sum(until_offset - from_offset)::BIGINT AS hole
-    FROM kafka_assets.offset_ranges
-    JOIN ranges USING (topic, incarnation, "partition")
-    WHERE stream = $stream AND state = 'planned' AND until_offset <= last_committed
+opened AS (
+    SELECT
+        topic, incarnation, "partition",
+        min(from_offset) AS open_from,
+        sum(until_offset - from_offset) FILTER (until_offset <= last_committed)::BIGINT AS hole
+    FROM open
+    LEFT JOIN reached USING (topic, incarnation, "partition")
     GROUP BY ALL
 )
 SELECT
@@ -613,8 +863,7 @@ SELECT
     coalesce(open_from, planned_until),
     coalesce(hole, 0)
 FROM kafka_assets_ledger.positions
-LEFT JOIN ranges USING (topic, incarnation, "partition")
-LEFT JOIN holes USING (topic, incarnation, "partition")
+LEFT JOIN opened USING (topic, incarnation, "partition")
 WHERE stream = $stream
 ORDER BY topic, "partition", incarnation
 """
@@ -725,17 +974,20 @@ kept AS (
 SELECT
     batch, topic, "partition", from_offset, until_offset,
     loaded + filtered + quarantined + undeliverable + lost + removed AS accounted,
-    lost, coalesce(booked, 0), quarantined, coalesce(kept, 0)
-FROM kafka_assets_ledger.offset_ranges
+    lost, coalesce(booked, 0), quarantined, coalesce(kept, 0),
+    least(loaded, filtered, quarantined, undeliverable, lost, removed) < 0 AS negative,
+    {broken} AS broken
+FROM kafka_assets_ledger.offset_ranges AS planned
 JOIN kafka_assets_ledger.batches USING (stream, batch)
 LEFT JOIN booked USING (batch, topic, "partition")
 LEFT JOIN kept USING (batch, topic, "partition")
 WHERE stream = $stream AND state = 'committed' AND ($batch IS NULL OR batch = $batch)
   AND (
     accounted IS DISTINCT FROM until_offset - from_offset
-    OR least(loaded, filtered, quarantined, undeliverable, lost, removed) < 0
+    OR negative
     OR lost IS DISTINCT FROM coalesce(booked, 0)
     OR quarantined IS DISTINCT FROM coalesce(kept, 0)
+    OR broken
   )
 ORDER BY ALL
 LIMIT $limit
@@ -843,6 +1095,7 @@ WITH cells AS (
         _kafka_batch AS batch, _kafka_topic AS topic, _kafka_partition AS "partition",
         _kafka_offset // 64 AS cell,
         count(*) AS "rows",
+        0 AS kept,
         bit_or(1::UBIGINT << (_kafka_offset & 63)::UBIGINT) AS offsets,
         min(_kafka_offset) AS low,
         max(_kafka_offset) AS high,
@@ -851,11 +1104,20 @@ WITH cells AS (
     FROM {table}
     WHERE {rows_of_block}
     GROUP BY ALL
+    UNION ALL
+    SELECT
+        _kafka_batch, _kafka_topic, _kafka_partition, _kafka_offset // 64 AS cell,
+        0, count(*),
+        bit_or(1::UBIGINT << (_kafka_offset & 63)::UBIGINT),
+        min(_kafka_offset), max(_kafka_offset), sum(_kafka_offset), {bad_digest}
+    FROM kafka_assets_ledger.quarantine
+    WHERE stream = $stream AND {rows_of_block}
+    GROUP BY ALL
 ),
 held AS (
     SELECT
         batch, topic, "partition",
-        sum("rows")::BIGINT AS "rows", sum(bit_count(offsets))::BIGINT AS offsets,
+        sum("rows")::BIGINT AS "rows", sum(kept)::BIGINT AS kept, sum(bit_count(offsets))::BIGINT AS offsets,
         min(low) AS low, max(high) AS high, sum(offset_sum) AS offset_sum, sum(digest) AS digest
     FROM cells
     GROUP BY ALL
@@ -864,23 +1126,25 @@ booked AS (
     SELECT
         batch, topic, "partition", from_offset, until_offset, state,
         CASE WHEN state = 'committed' THEN loaded ELSE 0 END AS loaded,
+        CASE WHEN state = 'committed' THEN quarantined ELSE 0 END AS quarantined,
         offset_sum, digest,
-        filtered + quarantined = 0 AS sum_holds,
+        filtered = 0 AS sum_holds,
         digest_function = $digest_function AS digest_holds
     FROM kafka_assets_ledger.offset_ranges
     JOIN kafka_assets_ledger.batches USING (stream, batch)
     WHERE stream = $stream AND {ranges_of_block}
 )
 SELECT
-    batch, topic, "partition", from_offset, until_offset, state, loaded,
-    coalesce(held."rows", 0), held.offsets, low, high,
+    batch, topic, "partition", from_offset, until_offset, state, loaded, quarantined,
+    coalesce(held."rows", 0), coalesce(held.kept, 0), held.offsets, low, high,
     sum_holds AND booked.offset_sum IS DISTINCT FROM coalesce(held.offset_sum, 0),
     digest_holds AND sum_holds AND coalesce(booked.digest, 0) IS DISTINCT FROM coalesce(held.digest, 0)
 FROM booked
 FULL JOIN held USING (batch, topic, "partition")
 WHERE from_offset IS NULL
    OR loaded IS DISTINCT FROM coalesce(held."rows", 0)
-   OR held."rows" <> held.offsets
+   OR quarantined IS DISTINCT FROM coalesce(held.kept, 0)
+   OR held."rows" + held.kept <> held.offsets
    OR low < from_offset
    OR high >= until_offset
    OR (

@@ -6,10 +6,11 @@ from datetime import timedelta
 
 import pytest
 
-from kafka_assets import coverage
+from kafka_assets import coverage, ledger, ledger_sql
 from kafka_assets.errors import BatchUnknownError, WarehouseInvalidError
 from kafka_assets.offsets import OffsetRange, TopicPartition
 from kafka_assets.planning import Loss
+from kafka_assets.scope import ReplayScope
 from kafka_assets_tests import warehouse_support as support
 from kafka_assets_tests.warehouse_support import NOW, commit, plan_of, planned, record, staged_of, state_of
 
@@ -104,6 +105,8 @@ def test_a_table_that_is_gone(warehouse):
 
 SUM_DIFFERS = "the offsets in the table sum up to another number than those fetched."
 DIGEST_DIFFERS = "a key or value in the table is not what was fetched (the digests differ)."
+SEAL_BROKEN = "what the ledger says of it was changed since its commit (its seal is broken)."
+OUTCOME = "UPDATE kafka_assets_ledger.offset_ranges SET {0} WHERE batch = '{{1}}'"
 TAMPERINGS = {
     "a row deleted": (
         "DELETE FROM orders WHERE _kafka_offset = 100",
@@ -173,6 +176,7 @@ TAMPERINGS = {
         [
             "batch {0}: batches counts 237 rows, its ranges 236.",
             "batch {0}, orders[0] [0, 200): " + SUM_DIFFERS,
+            "batch {0}, orders[0] [0, 200): " + SEAL_BROKEN,
         ],
     ),
     "an outcome changed": (
@@ -180,11 +184,15 @@ TAMPERINGS = {
         [
             "orders[0] [0, 310) of incarnation 0: the classes hold 312 offsets of 310.",
             "batch {1}, orders[0] [230, 300): its classes hold 72 offsets of 70.",
+            "batch {1}, orders[0] [230, 300): " + SEAL_BROKEN,
         ],
     ),
     "a negative class": (
         "UPDATE kafka_assets_ledger.offset_ranges SET filtered = 2, undeliverable = -1 WHERE batch = '{1}'",
-        ["batch {1}, orders[0] [230, 300): a class is negative."],
+        [
+            "batch {1}, orders[0] [230, 300): a class is negative.",
+            "batch {1}, orders[0] [230, 300): " + SEAL_BROKEN,
+        ],
     ),
     "an outcome missing": (
         "UPDATE kafka_assets_ledger.batches SET state = 'committed' WHERE batch = '{2}'",
@@ -201,6 +209,7 @@ TAMPERINGS = {
         [
             "the skipped stretch, orders[0] [200, 230) of incarnation 0: leaves a gap after offset 199.",
             "batch {0}, orders[0] [0, 199): its classes hold 200 offsets of 199.",
+            "batch {0}, orders[0] [0, 199): " + SEAL_BROKEN,
             "batch {0}, orders[0] [0, 199): the table has rows outside of it, from offset 4 to 199.",
         ],
     ),
@@ -262,7 +271,10 @@ TAMPERINGS = {
     ),
     "a range of another topic": (
         "UPDATE kafka_assets_ledger.offset_ranges SET topic_id = 'id-1' WHERE batch = '{1}'",
-        ["batch {1}, orders[0]: is of topic id id-1, its incarnation 0 of id-0."],
+        [
+            "batch {1}, orders[0] [230, 300): " + SEAL_BROKEN,
+            "batch {1}, orders[0]: is of topic id id-1, its incarnation 0 of id-0.",
+        ],
     ),
     "a loss moved": (
         "UPDATE kafka_assets_ledger.losses SET from_offset = 300, until_offset = 304 WHERE batch = '{0}'",
@@ -270,7 +282,10 @@ TAMPERINGS = {
     ),
     "a removal made up": (
         "UPDATE kafka_assets_ledger.offset_ranges SET undeliverable = 0, removed = 1 WHERE batch = '{1}'",
-        ["batch {1}, orders[0]: 1 rows count as removed, and no removal holds for its batch."],
+        [
+            "batch {1}, orders[0] [230, 300): " + SEAL_BROKEN,
+            "batch {1}, orders[0]: 1 rows count as removed, and no removal holds for its batch.",
+        ],
     ),
     "a position moved": (
         "UPDATE kafka_assets_ledger.positions SET planned_until = 60 WHERE partition = 1",
@@ -299,6 +314,58 @@ TAMPERINGS = {
         ),
         ["batch {0}, orders[0] [0, 200): 0 records count as quarantined, the quarantine holds 1."],
     ),
+    **{
+        what: (OUTCOME.format(changes), ["batch {1}, orders[0] [230, 300): " + SEAL_BROKEN])
+        for what, changes in {
+            "an undeliverable offset declared filtered": "undeliverable = 0, filtered = 1",
+            "other bytes": "bytes = bytes - 1",
+            "a gap taken away": "gaps = 0",
+            "an end proven otherwise": "end_proof = 'eof'",
+            "another time of the first record": "min_timestamp = min_timestamp - INTERVAL 1 DAY",
+            "another time of the last record": "max_timestamp = NULL",
+            "a digest forgotten": "digest = NULL, digest_function = NULL",
+            "a topic id forgotten": "topic_id = NULL",
+            "another leader epoch": "leader_epoch = leader_epoch + 1",
+            "a seal taken away": "seal = NULL",
+        }.items()
+    },
+    "lost offsets declared undeliverable, and their loss taken away": (
+        (
+            "UPDATE kafka_assets_ledger.offset_ranges SET lost = 0, undeliverable = undeliverable + lost"
+            " WHERE batch = '{0}'; DELETE FROM kafka_assets_ledger.losses WHERE batch = '{0}'"
+        ),
+        ["batch {0}, orders[0] [0, 200): " + SEAL_BROKEN],
+    ),
+    "undeliverable offsets declared lost, and a loss made up": (
+        (
+            "UPDATE kafka_assets_ledger.offset_ranges SET lost = 1, undeliverable = 0 WHERE batch = '{1}';"
+            " INSERT INTO kafka_assets_ledger.losses SELECT * REPLACE ('{1}' AS batch, 299 AS from_offset,"
+            " 300 AS until_offset) FROM kafka_assets_ledger.losses WHERE batch = '{0}'"
+        ),
+        ["batch {1}, orders[0] [230, 300): " + SEAL_BROKEN],
+    ),
+    "an undeliverable offset declared removed, and a removal made up": (
+        (
+            "UPDATE kafka_assets_ledger.offset_ranges SET removed = 1, undeliverable = 0 WHERE batch = '{1}';"
+            " INSERT INTO kafka_assets_ledger.removals VALUES ('orders', 'false', '{1}', now())"
+        ),
+        ["batch {1}, orders[0] [230, 300): " + SEAL_BROKEN],
+    ),
+    "a record dropped, declared filtered and counted so": (
+        (
+            "DELETE FROM orders WHERE _kafka_offset = 298; UPDATE kafka_assets_ledger.offset_ranges"
+            " SET loaded = loaded - 1, filtered = filtered + 1 WHERE batch = '{1}';"
+            ' UPDATE kafka_assets_ledger.batches SET "rows" = "rows" - 1 WHERE batch = \'{1}\''
+        ),
+        ["batch {1}, orders[0] [230, 300): " + SEAL_BROKEN],
+    ),
+    "the seal of another range": (
+        (
+            "UPDATE kafka_assets_ledger.offset_ranges SET seal = (SELECT seal FROM"
+            " kafka_assets_ledger.offset_ranges WHERE batch = '{0}' AND partition = 0) WHERE batch = '{1}'"
+        ),
+        ["batch {1}, orders[0] [230, 300): " + SEAL_BROKEN],
+    ),
 }
 
 
@@ -317,11 +384,59 @@ def test_tampering_is_found_and_named(warehouse, keys, what, cells, monkeypatch)
 @pytest.mark.usefixtures("keys")
 def test_digests_of_another_function_are_not_compared(warehouse):
     """A digest of another DuckDB version proves nothing and disproves nothing; the rest is still compared."""
+    old = ledger_sql.settled({"digest": "1::HUGEINT", "digest_function": "'duckdb.hash/0.1'"})
+    run(warehouse, f"UPDATE kafka_assets_ledger.offset_ranges AS planned {old} WHERE loaded IS NOT NULL")
+    assert verify(warehouse).ok
+
+
+@pytest.fixture
+def unsealed(warehouse, keys):
+    """The warehouse as the version before the seals wrote it."""
     run(
         warehouse,
-        "UPDATE kafka_assets_ledger.offset_ranges SET digest = 1, digest_function = 'duckdb.hash/0.1'",
+        "ALTER TABLE kafka_assets_ledger.offset_ranges DROP COLUMN seal;"
+        "UPDATE kafka_assets_ledger.meta SET schema_version = 1",
+    )
+    return keys
+
+
+@pytest.mark.usefixtures("unsealed")
+def test_a_ledger_without_seals_is_proven_without_them(warehouse):
+    """An older ledger is read as it is, and nothing is written for it."""
+    found = verify(warehouse)
+    assert (found.ok, found.problems) == (True, ())
+    assert version_of(warehouse) == 1
+
+
+def test_a_commit_seals_an_older_ledger(warehouse, unsealed):
+    """With the first change of a ledger what was committed before is sealed too, in the same transaction."""
+    commit(warehouse, unsealed[2], [staged_of(OPEN)])
+    assert version_of(warehouse) == 2
+    assert verify(warehouse).ok
+    run(warehouse, OUTCOME.format("undeliverable = 0, filtered = 1").format(*unsealed))
+    assert verify(warehouse).problems == (f"batch {unsealed[1]}, orders[0] [230, 300): {SEAL_BROKEN}",)
+
+
+@pytest.mark.usefixtures("unsealed")
+def test_a_plan_seals_an_older_ledger(warehouse):
+    """A plan brings an older ledger up to date as well."""
+    more = [planned("orders", 0, 310, 320)]
+    record(warehouse, plan_of(state_of(warehouse).positions, more), version=3)
+    assert version_of(warehouse) == 2
+    assert verify(warehouse).ok
+
+
+def test_a_replay_seals_again(warehouse, keys):
+    """A replay's outcome has a seal of its own; that of the ranges beside it stays."""
+    commit(
+        warehouse, keys[1], [staged_of(SECOND, missing={250})], generation=1, scope=ReplayScope(merge=True)
     )
     assert verify(warehouse).ok
+
+
+def version_of(warehouse):
+    with warehouse.reading() as con:
+        return ledger.schema_version(con)
 
 
 def test_distinct_offsets_at_the_edges_of_blocks(warehouse):

@@ -3,11 +3,15 @@ from __future__ import annotations
 import duckdb
 import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from kafka_assets.config import FormatConfig
 from kafka_assets.errors import BadRecordError, ConfigInvalidError
 from kafka_assets.fetch import RAW_SCHEMA
 from kafka_assets.formats import Column, get_format
+from kafka_assets.formats.bad import decode, split
+from kafka_assets.records import BAD_SCHEMA
 
 
 def batch(values: list[bytes | None]) -> pa.RecordBatch:
@@ -21,16 +25,17 @@ def batch(values: list[bytes | None]) -> pa.RecordBatch:
 def test_raw_keeps_the_bytes():
     """The raw format leaves values as they are, tombstones as NULL."""
     fmt = get_format(FormatConfig("raw", {}))
-    given = batch([b"\xff\x00", b"", None])
+    records = batch([b"\xff\x00", b"", None])
     assert fmt.columns == (Column("_kafka_value", "BLOB"),)
-    assert fmt.decode(given) == given
+    decoded = fmt.decode(records)
+    assert (decoded.rows, decoded.bad) == (records, None)
 
 
 def test_utf8_makes_text():
     """The utf8 format has a text column in place of the value; empty and NULL stay apart."""
     fmt = get_format(FormatConfig("utf8", {}))
     texts = ["plain", "\N{SNOWMAN}\N{GRINNING FACE}", "", None, "a\x00b"]
-    decoded = fmt.decode(batch([None if text is None else text.encode() for text in texts]))
+    decoded = fmt.decode(batch([None if text is None else text.encode() for text in texts])).rows
     assert decoded.schema.names == [*RAW_SCHEMA.names[:-1], "value"]
     assert fmt.columns == (Column("value", "VARCHAR"),)
     assert decoded["value"].to_pylist() == texts
@@ -49,14 +54,70 @@ def test_utf8_makes_text():
     ],
 )
 def test_utf8_names_the_record_that_is_no_text(bad, where, shown):
-    """A value that is not UTF-8 is an error naming the record and the first bad bytes, not the value."""
+    """A value that is not UTF-8 is a bad record; its error tells the first bad bytes, not the value."""
     fmt = get_format(FormatConfig("utf8", {}))
-    with pytest.raises(BadRecordError, match=r"orders\[3\]@102: ") as caught:
-        fmt.decode(batch([b"fine", None, bad, b"\xff"]))
-    assert where in str(caught.value)
-    assert shown in str(caught.value)
-    assert "secret" not in str(caught.value)
-    assert len(str(caught.value)) < 400
+    records = batch([b"fine", None, bad, b"\xff"])
+    decoded = fmt.decode(records)
+    assert decoded.rows["value"].to_pylist() == ["fine", None]
+    assert decoded.bad.schema == BAD_SCHEMA
+    assert decoded.bad.select(RAW_SCHEMA.names) == records.slice(2)
+    assert decoded.bad["stage"].to_pylist() == ["decode"] * 2
+    error = decoded.bad["error"][0].as_py()
+    assert where in error
+    assert shown in f"{error}."
+    assert "secret" not in error
+    with pytest.raises(BadRecordError) as refused:
+        decode(fmt, records, "fail")
+    assert str(refused.value).startswith(f"orders[3]@102: {error}. Nothing of its batch is loaded")
+    assert len(str(refused.value)) < 500
+
+
+def test_what_was_bad_before_it_was_decoded_is_not_decoded():
+    """Records that the fetch has marked are bad as they are, beside those that do not decode."""
+    records = batch([b"a", b"b", b"\xff"])
+    fetched = pa.RecordBatch.from_arrays(
+        [*records.columns, pa.array([None, "fetch", None]), pa.array([None, "why", None])], schema=BAD_SCHEMA
+    )
+    decoded = decode(get_format(FormatConfig("utf8", {})), fetched, "quarantine")
+    assert decoded.rows["value"].to_pylist() == ["a"]
+    assert decoded.bad["_kafka_value"].to_pylist() == [b"b", b"\xff"]
+    assert decoded.bad["stage"].to_pylist() == ["fetch", "decode"]
+
+
+@given(
+    st.lists(st.one_of(st.none(), st.binary(max_size=6), st.text(max_size=6).map(str.encode)), max_size=40)
+)
+def test_every_record_is_either_a_row_or_bad(values):
+    """What is UTF-8 is a row with that text, what is not is bad with those bytes: each once, in order."""
+    decoded = get_format(FormatConfig("utf8", {})).decode(batch(values))
+    rows = {100 + at: value for at, value in enumerate(values) if is_text(value)}
+    bad = {100 + at: value for at, value in enumerate(values) if not is_text(value)}
+    told = zip(decoded.rows["_kafka_offset"].to_pylist(), decoded.rows["value"].to_pylist(), strict=True)
+    assert list(told) == [(at, None if value is None else value.decode()) for at, value in rows.items()]
+    assert (decoded.bad is None) == (not bad)
+    if decoded.bad is not None:
+        columns = (decoded.bad[name].to_pylist() for name in ("_kafka_offset", "_kafka_value"))
+        assert list(zip(*columns, strict=True)) == list(bad.items())
+
+
+def is_text(value):
+    try:
+        (value or b"").decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+@given(st.lists(st.booleans(), max_size=30))
+def test_a_split_keeps_every_record_in_order(is_bad):
+    """Whatever a format calls bad is parted from the rest, with its error beside it; a slice of a batch too."""
+    whole = batch([b"%d" % at for at in range(len(is_bad) + 2)])
+    records = whole.slice(1, len(is_bad))
+    good, bad = split(records, {at: f"why {at}" for at, one in enumerate(is_bad) if one}, "read")
+    assert good == records.filter(pa.array([not one for one in is_bad], pa.bool_()))
+    assert bad.select(RAW_SCHEMA.names) == records.filter(pa.array(is_bad, pa.bool_()))
+    assert bad["error"].to_pylist() == [f"why {at}" for at, one in enumerate(is_bad) if one]
+    assert set(bad["stage"].to_pylist()) <= {"read"}
 
 
 def test_fingerprints_tell_formats_apart():

@@ -1,4 +1,4 @@
-"""kill -9 at any moment: what was said to be in the file is there, and rows and ledger agree."""
+"""kill -9 at any moment: what was said to be in the file is there, and rows, quarantine and ledger agree."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from kafka_assets import coverage
+from kafka_assets import coverage, ledger
 from kafka_assets_tests import warehouse_support as support
 
 spawn = multiprocessing.get_context("spawn")
@@ -15,7 +15,10 @@ spawn = multiprocessing.get_context("spawn")
 
 @pytest.mark.parametrize("size", [40, 20_000])
 def test_a_killed_writer_leaves_rows_and_ledger_in_agreement(tmp_path, size):
-    """A process that plans, commits and replays is killed at random moments; each time all of it holds."""
+    """A process that plans, commits and replays is killed at random moments; each time all of it holds.
+
+    A fifth of the records is bad: they are in quarantine when the others are in the table, or neither is.
+    """
     warehouse = support.warehouse_at(tmp_path)
     choice = random.Random(size)  # noqa: S311  moments, not secrets
     planned, committed = set(), set()
@@ -37,8 +40,11 @@ def test_a_killed_writer_leaves_rows_and_ledger_in_agreement(tmp_path, size):
                 break
         with warehouse.reading() as con:
             found = coverage.verify(con, support.STREAM, support.RAW)
+            set_aside = ledger.count_quarantined(con, support.STREAM)
             batches = dict(con.execute("SELECT batch, state FROM kafka_assets.batches").fetchall())
         assert found.problems == ()
+        assert sum(one.quarantined for one in found.partitions) == set_aside
+        assert set_aside or not committed
         assert planned <= batches.keys()
         assert {batches[key] for key in committed} <= {"committed"}
 

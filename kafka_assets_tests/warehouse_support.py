@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import duckdb
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from kafka_assets import commits, ledger
 from kafka_assets.config.values import TableName
@@ -58,6 +59,7 @@ class StagedRange:
     evidence: RangeEvidence
     digest: int | None
     digest_function: str
+    quarantined: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +68,7 @@ class StagedSlice:
 
     rows: int
     ranges: tuple[StagedRange, ...]
+    bad: pa.Table
 
 
 def warehouse_at(folder: Path, *, lock_timeout: float = 20.0) -> Warehouse:
@@ -141,10 +144,14 @@ def staged_of(
     *,
     missing: Collection[int] = (),
     lost: Sequence[OffsetRange] = (),
+    bad: Collection[int] = (),
     value: Callable[[int], bytes] | None = None,
 ) -> tuple[StagedSlice, pa.Table]:
-    """One slice as a fetch would have staged it, without the offsets `missing` (undeliverable) and `lost`."""
-    ranges, tables = [], []
+    """One slice as a fetch would have staged it, without the offsets `missing` (undeliverable) and `lost`.
+
+    Those in `bad` do not decode.
+    """
+    ranges, tables, all_bad = [], [], []
     with duckdb.connect() as con:
         for piece in pieces:
             gone = {
@@ -157,6 +164,7 @@ def staged_of(
             offsets = table["_kafka_offset"].to_pylist()
             con.register("piece", table)
             digest = con.sql("FROM piece").aggregate(digest_expression(["_kafka_value"])).fetchall()[0][0]
+            is_bad = pa.array([offset in bad for offset in offsets], pa.bool_())
             inside = {
                 offset for offset in missing if piece.range.from_offset <= offset < piece.range.until_offset
             }
@@ -172,10 +180,13 @@ def staged_of(
                 offset_sum=sum(offsets),
                 end_proof="record",
             )
-            ranges.append(StagedRange(evidence, digest, DIGEST_FUNCTION))
-            tables.append(table)
-    whole = pa.concat_tables(tables)
-    return StagedSlice(whole.num_rows, tuple(ranges)), whole
+            ranges.append(StagedRange(evidence, digest, DIGEST_FUNCTION, pc.sum(is_bad).as_py() or 0))
+            tables.append(table.filter(pc.invert(is_bad)))
+            all_bad.append(table.filter(is_bad))
+    whole, aside = pa.concat_tables(tables), pa.concat_tables(all_bad)
+    for name, text in (("stage", "decode"), ("error", "made bad")):
+        aside = aside.append_column(name, pa.repeat(text, aside.num_rows))
+    return StagedSlice(whole.num_rows, tuple(ranges), aside), whole
 
 
 def commit(
@@ -196,6 +207,7 @@ def commit(
             expected_generation=generation,
             staged=[staged for staged, _ in slices],  # type: ignore[misc]  # stand-ins with what is read of them
             data=[table for _, table in slices],
+            bad=[staged.bad for staged, _ in slices],
             table=TABLE,
             columns=RAW,
             run_id=run,
@@ -252,16 +264,21 @@ def create_over_and_over(folder: Path, pipe: Connection) -> None:
 
 
 def plan_and_commit_for_ever(folder: Path, size: int, pipe: Connection) -> None:
-    """Child: plan and commit batches, and replay some, saying after each what is certainly in the file."""
+    """Child: plan and commit batches, and replay some, saying after each what is certainly in the file.
+
+    Every fifth record is bad.
+    """
     warehouse = warehouse_at(folder)
+    bad_ones = range(3, 1 << 40, 5)
     while True:
         state = state_of(warehouse)
         for batch in state.open_batches:
-            commit(warehouse, batch.batch, [staged_of(batch.ranges, missing={7})])
+            commit(warehouse, batch.batch, [staged_of(batch.ranges, missing={7}, bad=bad_ones)])
             pipe.send(("committed", batch.batch))
         if len(state.recently_committed) % 3 == 2:
             last = state.recently_committed[0]
-            commit(warehouse, last.batch, [staged_of(last.ranges, missing={7})], generation=last.generation)
+            staged = staged_of(last.ranges, missing={7}, bad=bad_ones)
+            commit(warehouse, last.batch, [staged], generation=last.generation)
             pipe.send(("replayed", last.batch))
         ranges = []
         for partition in range(2):

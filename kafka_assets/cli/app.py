@@ -10,6 +10,7 @@ from typing import IO, NoReturn
 import click
 
 from kafka_assets.cli import commands, maintenance, operator
+from kafka_assets.cli.quarantine import quarantine
 from kafka_assets.cli.session import Session, answers_only_on_stdout
 from kafka_assets.config import parse_duration
 from kafka_assets.errors import KafkaAssetsError, UsageInvalidError
@@ -17,7 +18,7 @@ from kafka_assets.errors import KafkaAssetsError, UsageInvalidError
 INTERRUPTED = 130
 NOBODY_READS = 141
 HELP = frozenset({"-h", "--help"})
-NOT_YET = ("quarantine", "init")
+NOT_YET = ("init",)
 
 
 def main() -> NoReturn:
@@ -233,5 +234,6 @@ cli.add_command(maintenance.expire)
 cli.add_command(maintenance.rename)
 cli.add_command(operator.reset)
 cli.add_command(operator.backfill)
+cli.add_command(quarantine)
 for _name in NOT_YET:
     cli.add_command(_refuse(_name))

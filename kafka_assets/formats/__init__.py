@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from kafka_assets.config import FormatConfig
 
 
+DECODING = "decode"
+"""The stage of a bad record that its format could not read."""
+
+
 @dataclass(frozen=True, slots=True)
 class Column:
     """A column of a stream's table.
@@ -26,6 +30,20 @@ class Column:
     type: str
 
 
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """What became of a batch of records: each is in one of the two.
+
+    Attributes:
+        rows: The columns of RAW_SCHEMA without `_kafka_value`, then those of the format.
+        bad: The records that do not decode: RAW_SCHEMA, then `stage` and `error`; None without any. An error is
+            a sentence without its subject and its full stop, and shows a few bytes of the value at most.
+    """
+
+    rows: pa.RecordBatch
+    bad: pa.RecordBatch | None = None
+
+
 class Format(Protocol):
     """Turns records as Kafka has them into the columns of a table."""
 
@@ -37,12 +55,8 @@ class Format(Protocol):
     def fingerprint(self) -> str:
         """Names the format and its settings; it changes when the same bytes would decode otherwise."""
 
-    def decode(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        """Decode a batch of RAW_SCHEMA: its columns without `_kafka_value`, then those of the format.
-
-        Raises:
-            BadRecordError: A value does not decode; the message names the first such record.
-        """
+    def decode(self, batch: pa.RecordBatch) -> Decoded:
+        """Decode a batch of RAW_SCHEMA. A record that does not decode is a bad one, never an error."""
 
 
 def get_format(config: FormatConfig) -> Format:

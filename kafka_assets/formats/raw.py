@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from kafka_assets.formats import Column
+from kafka_assets.formats import Column, Decoded
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -16,6 +16,6 @@ class RawFormat:
     columns = (Column("_kafka_value", "BLOB"),)
     fingerprint = "raw/1"
 
-    def decode(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+    def decode(self, batch: pa.RecordBatch) -> Decoded:
         """Return the batch as it is."""
-        return batch
+        return Decoded(batch)

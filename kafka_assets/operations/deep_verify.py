@@ -13,10 +13,11 @@ from kafka_assets.config.values import TableName
 from kafka_assets.coverage import PROBLEMS_NAMED
 from kafka_assets.fetch import RangeReader
 from kafka_assets.formats import get_format
-from kafka_assets.ledger import METADATA_COLUMNS, has_ledger, read_stream
-from kafka_assets.offsets import OffsetRange, PlannedRange, Relation, TopicPartition
-from kafka_assets.records import place
-from kafka_assets.removals import removed_condition
+from kafka_assets.formats.bad import decode
+from kafka_assets.ledger import METADATA_COLUMNS, count_quarantined, has_ledger, read_stream
+from kafka_assets.offsets import OffsetRange, PlannedRange, TopicPartition
+from kafka_assets.records import BAD_SCHEMA, RAW_SCHEMA, place
+from kafka_assets.removals import of_metadata, removed_condition
 from kafka_assets.statements import quote, quote_table, registered
 from kafka_assets.warehouse import literal
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from kafka_assets.warehouse import Warehouse
 
 _FETCHED = "_kafka_assets_fetched"
+_BAD = "_kafka_assets_bad"
 _RANGES = "_kafka_assets_ranges"
 _SPANS = "_kafka_assets_spans"
 _IDENTITY = ("_kafka_topic", "_kafka_partition", "_kafka_offset")
@@ -60,8 +62,9 @@ def verify_deep(
 ) -> DeepVerification:
     """Compare every record that Kafka still has of a stream's committed ranges with its row.
 
-    What retention or compaction has removed since is no problem, and neither is what was removed on purpose or is
-    in quarantine. Memory is bounded by one batch of records; the warehouse is held only while one is compared.
+    A bad record is compared with the quarantine. What retention or compaction has removed since is no problem, and
+    neither is what was removed on purpose. Memory is bounded by one batch of records; the warehouse is held only while
+    one is compared.
 
     Raises:
         KafkaAssetsError: As the fetch does, or the warehouse.
@@ -79,6 +82,7 @@ def verify_deep(
         stall_timeout=stream.stall_timeout,
         # Retention may go on while this reads.
         on_data_loss="skip",
+        on_bad_record="quarantine",
     )
     problems: list[str] = []
     records = 0
@@ -97,25 +101,20 @@ def verify_deep(
 
 def _committed(con: duckdb.DuckDBPyConnection | None, stream: str) -> tuple[list[PlannedRange], int]:
     """Return the committed ranges of the current incarnations, neighbours made one, and the offsets of earlier ones."""
-    merged: list[PlannedRange] = []
+    reaching: list[PlannedRange] = []
     of_earlier = 0
     if con is None or not has_ledger(con):
-        return merged, of_earlier
+        return reaching, of_earlier
     positions = read_stream(con, stream).positions
     for topic, partition, low, high, incarnation, topic_id, epoch in con.execute(
         sql.COMMITTED_RANGES, {"stream": stream}
     ).fetchall():
         one = PlannedRange(OffsetRange(topic, partition, low, high), incarnation, topic_id, epoch)
-        if incarnation != positions[one.range.topic_partition].incarnation:
-            of_earlier += one.range.size
-            continue
-        last = merged[-1] if merged else None
-        if last is not None and last.range.relation_to(one.range) is Relation.ENDS_AT:
-            whole = replace(last.range, until_offset=high)
-            merged[-1] = replace(last, range=whole, topic_id=last.topic_id or topic_id)
+        if incarnation == positions[one.range.topic_partition].incarnation:
+            reaching.append(one)
         else:
-            merged.append(one)
-    return merged, of_earlier
+            of_earlier += one.range.size
+    return reaching, of_earlier
 
 
 def _reachable(committed: Sequence[PlannedRange], log: KafkaLog) -> list[PlannedRange]:
@@ -212,25 +211,50 @@ def _compare(
         low=low,
         high=high,
         columns=", ".join(map(quote, (*_IDENTITY, *names))),
-        differing=", ".join(
-            f"CASE WHEN fetched.{quote(name)} IS DISTINCT FROM held.{quote(name)} THEN {literal(name)} END"
-            for name in names
-        ),
+        differing=_differing(names),
         removed=_removed(con, stream),
     )
-    decoded = pa.Table.from_batches([fmt.decode(raw)])
-    with registered(con, _FETCHED, decoded), registered(con, _RANGES, _table_of(ranges)):
-        flaws = con.execute(statement, {"stream": stream, "limit": PROBLEMS_NAMED}).fetchall()
-    return [_problem(*flaw) for flaw in flaws]
+    decoded = decode(fmt, raw, "quarantine")
+    named = {"stream": stream, "limit": PROBLEMS_NAMED}
+    with registered(con, _RANGES, _table_of(ranges)):
+        with registered(con, _FETCHED, pa.Table.from_batches([decoded.rows])):
+            flaws = con.execute(statement, named).fetchall()
+        problems = [_problem("table", *flaw) for flaw in flaws]
+        if decoded.bad is None and not count_quarantined(con, stream):
+            return problems
+        bad = BAD_SCHEMA.empty_table() if decoded.bad is None else pa.Table.from_batches([decoded.bad])
+        fetched = pa.Table.from_batches([raw.select(RAW_SCHEMA.names)])
+        with registered(con, _FETCHED, fetched), registered(con, _BAD, bad):
+            flaws = con.execute(_bad_statement(con, stream), named).fetchall()
+    return problems + [_problem("quarantine", *flaw) for flaw in flaws]
 
 
-def _removed(con: duckdb.DuckDBPyConnection, stream: str) -> str:
-    """Return SQL that is true for what a removal takes away, of the batches it holds for."""
+def _bad_statement(con: duckdb.DuckDBPyConnection, stream: str) -> str:
+    names = [name for name in RAW_SCHEMA.names if name not in _IDENTITY]
+    return sql.DEEP_BAD_FLAWS.format(
+        fetched=_FETCHED,
+        bad=_BAD,
+        ranges=_RANGES,
+        differing=_differing(names),
+        removed=_removed(con, stream, of_bad=True),
+    )
+
+
+def _differing(names: Sequence[str]) -> str:
+    return ", ".join(
+        f"CASE WHEN fetched.{quote(name)} IS DISTINCT FROM held.{quote(name)} THEN {literal(name)} END"
+        for name in names
+    )
+
+
+def _removed(con: duckdb.DuckDBPyConnection, stream: str, *, of_bad: bool = False) -> str:
+    """Return SQL that is true for the rows, or bad records, a removal takes away, of the batches it holds for."""
     rows = con.execute(sql.ALL_REMOVALS, {"stream": stream}).fetchall()
-    conditions = [
-        f"(_kafka_batch <= {literal(until)} AND {removed_condition([predicate for _, predicate in group])})"
-        for until, group in groupby(rows, key=lambda row: row[0])
-    ]
+    conditions = []
+    for until, group in groupby(rows, key=lambda row: row[0]):
+        predicates = [predicate for _, predicate in group]
+        held = of_metadata(con, predicates) if of_bad else predicates
+        conditions.append(f"(_kafka_batch <= {literal(until)} AND {removed_condition(held)})")
     return " OR ".join(conditions) or "false"
 
 
@@ -249,8 +273,10 @@ def _table_of(ranges: Sequence[tuple[Any, ...]]) -> pa.Table:
     return pa.table(arrays, schema=schema)
 
 
-def _problem(topic: str, partition: int, offset: int, batch: str, differing: list[str] | None) -> str:
+def _problem(
+    held_in: str, topic: str, partition: int, offset: int, batch: str, differing: list[str] | None
+) -> str:
     where = f"{place(topic, partition, offset)} of batch {batch}"
     if differing is None:
-        return f"{where}: Kafka has this record, and the table has no row of it."
-    return f"{where}: {', '.join(differing)} in the table is not what Kafka has."
+        return f"{where}: Kafka has this record, and the {held_in} has no row of it."
+    return f"{where}: {', '.join(differing)} in the {held_in} is not what Kafka has."

@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import duckdb
-import pyarrow as pa
 
 from kafka_assets import ledger_sql as sql
 from kafka_assets.config.values import TableName
-from kafka_assets.digest import DIGEST_FUNCTION, digest_expression
+from kafka_assets.digest import BAD_COLUMNS, digest_expression
 from kafka_assets.errors import ProofFailedError, UsageInvalidError
 from kafka_assets.formats import get_format
-from kafka_assets.ledger import METADATA_COLUMNS, check_table, has_ledger
+from kafka_assets.ledger import (
+    METADATA_COLUMNS,
+    ClassMove,
+    check_table,
+    ensure_schema,
+    has_ledger,
+    move_classes,
+)
 from kafka_assets.offsets import OffsetRange
 from kafka_assets.planner import utc_now
-from kafka_assets.removals import removed_condition
-from kafka_assets.statements import changed, insert, quote, quote_table
+from kafka_assets.removals import of_metadata, removed_condition
+from kafka_assets.statements import changed, quote, quote_table
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -29,17 +36,6 @@ if TYPE_CHECKING:
     from kafka_assets.warehouse import Warehouse
 
 _BEFORE = "_kafka_timestamp < TIMESTAMPTZ "
-_BOOKED = pa.schema(
-    {
-        "batch": pa.string(),
-        "topic": pa.string(),
-        "partition": pa.int32(),
-        "count": pa.int64(),
-        # Larger than 64 bits: text on the way into the database.
-        "offset_sum": pa.string(),
-        "digest": pa.string(),
-    }
-)
 _OF_NOW = ("current_", "local")
 _NOT_IN_A_PREDICATE = {
     "SUBQUERY": "a subquery",
@@ -53,7 +49,7 @@ _OF_THE_COMMIT = "_ingested_at"
 
 @dataclass(frozen=True, slots=True)
 class Expired:
-    """The rows removed of a planned range, or those that would be."""
+    """The rows and bad records removed of a planned range, or those that would be."""
 
     range: OffsetRange
     rows: int
@@ -68,7 +64,8 @@ def expire(stream: StreamConfig, warehouse: Warehouse, predicate: str, *, apply:
     """Remove the rows that a predicate matches, or only count them.
 
     Rows, ledger and the predicate itself are written in one transaction. It holds for every later replay or
-    first load of the batches planned so far, not for those planned later.
+    first load of the batches planned so far, not for those planned later. Of the quarantine it removes what it
+    matches, if it speaks of the metadata columns alone; what another one matches is seen once it is decoded.
 
     Args:
         stream: The stream.
@@ -111,46 +108,25 @@ class _Expiry:
         check_predicate(con, predicate, types)
 
     def counted(self) -> tuple[Expired, ...]:
-        return tuple(Expired(OffsetRange(*row[1:5]), row[5]) for row in self._matching())
+        return _expired(self._matching())
 
     def removed(self) -> tuple[Expired, ...]:
         if not self._known:
             return ()
+        ensure_schema(self._con)
         rows = self._matching()
-        total = sum(row[5] for row in rows)
-        removed = removed_condition([self._predicate])
-        deleted = changed(self._con, sql.DELETE_REMOVED.format(table=self._table, removed=removed))
-        if deleted != total:
-            raise ProofFailedError(
-                f"{deleted} rows match, and {total} of them are in ranges of the ledger; nothing was removed."
-                f" `kafka-assets verify {self._stream}` says what is wrong with the others."
-            )
-        booked = insert(
-            self._con,
-            sql.BOOK_REMOVED,
-            _BOOKED,
-            [
-                {
-                    "batch": batch,
-                    "topic": topic,
-                    "partition": partition,
-                    "count": count,
-                    "offset_sum": str(offset_sum),
-                    "digest": str(digest),
-                }
-                for batch, topic, partition, _, _, count, offset_sum, digest in rows
-            ],
-            stream=self._stream,
-            digest_function=DIGEST_FUNCTION,
-        )
+        self._delete(sql.DELETE_REMOVED, [self._predicate], sum(row[5] for row in rows))
+        self._delete(sql.DELETE_BAD_REMOVED, self._of_metadata, sum(row[6] for row in rows))
+        moves = [
+            ClassMove(batch, topic, partition, -count, -bad, -offset_sum, -digest)
+            for batch, topic, partition, _, _, count, bad, offset_sum, digest in rows
+        ]
+        booked = move_classes(self._con, self._stream, moves)
         if booked != len(rows):
             raise ProofFailedError(
                 f"{booked} ranges were changed for {len(rows)} that rows match in; nothing was removed."
                 f" `kafka-assets verify {self._stream}` says what is wrong with them."
             )
-        changed(
-            self._con, sql.COUNT_ROWS_AGAIN, stream=self._stream, batches=sorted({row[0] for row in rows})
-        )
         # An earlier moment, and the same predicate said before, add nothing to it.
         is_before = self._predicate.startswith(_BEFORE)
         changed(
@@ -161,7 +137,21 @@ class _Expiry:
             prefix=_BEFORE if is_before else None,
         )
         changed(self._con, sql.INSERT_REMOVAL, stream=self._stream, predicate=self._predicate, now=utc_now())
-        return tuple(Expired(OffsetRange(*row[1:5]), row[5]) for row in rows)
+        return _expired(rows)
+
+    def _delete(self, statement: str, predicates: Sequence[str], counted: int) -> None:
+        named = {"stream": self._stream} if "$stream" in statement else {}
+        text = statement.format(table=self._table, removed=removed_condition(predicates))
+        deleted = changed(self._con, text, **named)
+        if deleted != counted:
+            raise ProofFailedError(
+                f"{deleted} rows match, and {counted} of them are in ranges of the ledger; nothing was removed."
+                f" `kafka-assets verify {self._stream}` says what is wrong with the others."
+            )
+
+    @cached_property
+    def _of_metadata(self) -> tuple[str, ...]:
+        return of_metadata(self._con, [self._predicate])
 
     def _matching(self) -> list[tuple[Any, ...]]:
         if not self._known:
@@ -173,6 +163,8 @@ class _Expiry:
                 table=self._table,
                 digest=digest_expression(self._own),
                 removed=removed_condition([self._predicate]),
+                bad_digest=digest_expression(BAD_COLUMNS),
+                bad_removed=removed_condition(self._of_metadata),
             ),
             {"stream": self._stream},
         )
@@ -186,6 +178,10 @@ class _Expiry:
             duckdb.OutOfRangeException,
         ) as error:
             raise _refused(self._predicate, f"it fails on a row: {error}") from error
+
+
+def _expired(rows: Sequence[tuple[Any, ...]]) -> tuple[Expired, ...]:
+    return tuple(Expired(OffsetRange(*row[1:5]), row[5] + row[6]) for row in rows)
 
 
 def check_predicate(con: duckdb.DuckDBPyConnection, predicate: str, types: dict[str, str]) -> None:

@@ -47,7 +47,8 @@ def build_checks(stream: "StreamConfig", runtime: "Runtime") -> list[dg.AssetChe
         return dg.AssetCheckResult(
             passed=proof.ok,
             description="\n".join(proof.problems[:MAX_PROBLEMS_SHOWN])
-            or f"every offset accounted for in {len(proof.partitions)} topic-partitions",
+            or f"every offset accounted for in {len(proof.partitions)} topic-partitions"
+            + _set_aside(proof.partitions),
             metadata={
                 "proved": f"batch {batch}" if batch else "the whole stream",
                 "problems": len(proof.problems),
@@ -127,6 +128,11 @@ def stop_evaluation(key: dg.AssetKey, stops: "Sequence[Stop]") -> dg.AssetCheckE
         description="\n".join(f"{stop.code}: {stop.message}" for stop in stops[:MAX_PROBLEMS_SHOWN]),
         metadata={"stops": len(stops)},
     )
+
+
+def _set_aside(partitions: "Sequence[PartitionCoverage]") -> str:
+    quarantined = sum(one.quarantined for one in partitions)
+    return f", {quarantined} records of them in quarantine" if quarantined else ""
 
 
 def coverage_table(partitions: "Sequence[PartitionCoverage]") -> dg.TableMetadataValue:

@@ -42,7 +42,12 @@ def asset_metadata(stream: StreamConfig, warehouse_uri: str) -> dict[str, dg.Tab
 
 
 def batch_metadata(
-    batch: BatchRow, table: TableName, *, outcome: str, seconds: float | None = None
+    batch: BatchRow,
+    table: TableName,
+    *,
+    outcome: str,
+    seconds: float | None = None,
+    rate: int | None = None,
 ) -> Mapping[str, dg.MetadataValue]:
     """Return the metadata of a batch's materialization.
 
@@ -51,25 +56,30 @@ def batch_metadata(
         table: The table its rows are in.
         outcome: How it came to be committed, in words.
         seconds: What it took from its plan being read to its commit; None when only reported.
+        rate: What backpressure allows from now on, in offsets a second; None for no limit by it.
     """
     size = sum(outcome.bytes for outcome in batch.outcomes)
+    quarantined = sum(outcome.quarantined for outcome in batch.outcomes)
     metadata: dict[str, dg.MetadataValue] = {
         "dagster/partition_row_count": dg.MetadataValue.int(batch.rows),
         "rows": dg.MetadataValue.int(batch.rows),
         "records": dg.MetadataValue.int(batch.records),
+        "quarantined": dg.MetadataValue.int(quarantined),
         "bytes": dg.MetadataValue.int(size),
         "outcome": dg.MetadataValue.text(outcome),
         "ranges": _ranges(batch),
-        "next": dg.MetadataValue.md(_next(batch, table)),
+        "next": dg.MetadataValue.md(_next(batch, table, quarantined)),
     }
     if seconds:
         metadata["seconds"] = dg.MetadataValue.float(round(seconds, 3))
         metadata["rows_per_second"] = dg.MetadataValue.float(round(batch.rows / seconds, 1))
+    if rate:
+        metadata["backpressure_records_per_second"] = dg.MetadataValue.int(rate)
     return metadata
 
 
 def _ranges(batch: BatchRow) -> dg.TableMetadataValue:
-    integers = ("partition", "from", "until", "loaded", "undeliverable", "lost")
+    integers = ("partition", "from", "until", "loaded", "quarantined", "undeliverable", "lost")
     schema = dg.TableSchema(
         columns=[dg.TableColumn("topic", "string"), *(dg.TableColumn(name, "int") for name in integers)]
     )
@@ -82,6 +92,7 @@ def _ranges(batch: BatchRow) -> dg.TableMetadataValue:
                     "from": planned.range.from_offset,
                     "until": planned.range.until_offset,
                     "loaded": outcome.loaded,
+                    "quarantined": outcome.quarantined,
                     "undeliverable": outcome.undeliverable,
                     "lost": outcome.lost,
                 }
@@ -92,12 +103,18 @@ def _ranges(batch: BatchRow) -> dg.TableMetadataValue:
     )
 
 
-def _next(batch: BatchRow, table: TableName) -> str:
+def _next(batch: BatchRow, table: TableName, quarantined: int) -> str:
+    bad = (
+        f"\n* {quarantined} records did not decode and are in quarantine: `kafka-assets quarantine show"
+        f" {batch.stream}` shows them, `kafka-assets quarantine retry {batch.stream}` decodes them again."
+        if quarantined
+        else ""
+    )
     query = f"SELECT * FROM {table.quoted} WHERE _kafka_batch = '{batch.batch}'"  # noqa: S608  to be read
     return (
         "These rows are in the table, their offsets in the ledger, both by one transaction.\n\n"
         f"* To fetch and **replace** exactly them: *Materialize* partition `{batch.batch}` again.\n"
         "* To check them: *Execute* the check `coverage`, or run"
         f" `kafka-assets verify {batch.stream}`.\n"
-        f"* To read them: `{query}`."
+        f"* To read them: `{query}`.{bad}"
     )
