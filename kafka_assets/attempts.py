@@ -69,12 +69,14 @@ class OpenBatch:
         launched_at: When the latest was requested.
         lock_held: Whether any process of this host holds the batch's lock.
         blocked: Why a person has to look at it first, None otherwise.
+        locked_out: Whether its latest run failed for nothing but that others had the warehouse.
     """
 
     attempts: int
     launched_at: float | None = None
     lock_held: bool = False
     blocked: str | None = None
+    locked_out: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +149,8 @@ def _next_attempt(
         if silent is None or silent > LAUNCH_GRACE:
             return Launch(batch.attempts, claim=False)
         return Wait(f"attempt {batch.attempts} was requested {silent:.0f} s ago, no run of it yet")
-    if batch.attempts >= max_attempts:
+    # Who has the warehouse for long will let go of it; no person has to look at the batch for that.
+    if batch.attempts >= max_attempts and not batch.locked_out:
         return Blocked(
             f"{batch.attempts} of {max_attempts} attempts did not commit it: see the error of the last, then"
             " run it again by hand",

@@ -9,16 +9,34 @@ import logging
 import os
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
-from kafka_assets import commits, ledger
-from kafka_assets.errors import BatchUnknownError, KafkaAssetsError, RangeUnavailableError, RunFailedError
+from kafka_assets import commits, ledger, notes
+from kafka_assets.errors import (
+    BadRecordError,
+    BatchUnknownError,
+    DiskFullError,
+    KafkaAssetsError,
+    RangeUnavailableError,
+    RunFailedError,
+    TopicRecreatedError,
+    WarehouseLockedError,
+)
 from kafka_assets.fetch import FetchCancelledError, RangeReader
 from kafka_assets.formats import get_format
 from kafka_assets.planner import utc_now
 from kafka_assets.scope import WHOLE
 from kafka_assets.slicing import slice_ranges
-from kafka_assets.staging import StagedDamagedError, StagedSlice, batch_directory, discard, open_staged, stage
+from kafka_assets.staging import (
+    StagedDamagedError,
+    StagedSlice,
+    batch_directory,
+    discard,
+    in_file,
+    is_kept,
+    open_staged,
+    stage,
+)
 from kafka_assets.warehouse import CommitUnknownError
 
 if TYPE_CHECKING:
@@ -38,7 +56,40 @@ logger = logging.getLogger(__name__)
 OFFSETS_WORTH_A_SLICE = 250_000
 MAX_SLICES = 4
 
+PATIENCE_SECONDS = 2.0
+"""How long a run waits for the warehouse with what it has in memory; then that goes into files."""
+
 Outcome = Literal["loaded", "replaced", "found committed"]
+
+
+class Batch(Protocol):
+    """A batch as far as its run has to know it: a row of the ledger is one."""
+
+    @property
+    def stream(self) -> str:
+        """The stream's name."""
+
+    @property
+    def batch(self) -> str:
+        """Its key."""
+
+    @property
+    def generation(self) -> int:
+        """0 if its run loads it, else what its run replaces."""
+
+
+@dataclass(frozen=True, slots=True)
+class KnownBatch:
+    """A batch known without the ledger, to a run that finds the warehouse locked or has read it before.
+
+    Attributes:
+        ranges: What its run fetches.
+    """
+
+    stream: str
+    batch: str
+    generation: int
+    ranges: tuple[PlannedRange, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,13 +105,21 @@ class Committed:
     outcome: Outcome
 
 
-def read_batch(stream: StreamConfig, warehouse: Warehouse, key: str) -> BatchRow:
+def read_batch(
+    stream: StreamConfig, warehouse: Warehouse, key: str, *, timeout: float | None = None
+) -> BatchRow:
     """Read a batch from the ledger.
+
+    Args:
+        stream: Its stream.
+        warehouse: Where the ledger is.
+        key: Its key.
+        timeout: Seconds to wait for the file; `lock_timeout` by default.
 
     Raises:
         BatchUnknownError: The ledger has no such batch; nothing says which offsets it would be.
     """
-    with warehouse.reading() as connection:
+    with warehouse.reading(timeout) as connection:
         batch = ledger.read_batch(connection, stream.name, key)
     if batch is None:
         raise BatchUnknownError(
@@ -71,6 +130,17 @@ def read_batch(stream: StreamConfig, warehouse: Warehouse, key: str) -> BatchRow
     return batch
 
 
+def waits_for_a_person(stream: StreamConfig, batch: BatchRow) -> bool:
+    """Tell whether a batch is not run again unless a person asks for it.
+
+    One that a bad record has stopped is run again once the stream sets bad records aside: that was the person's
+    word.
+    """
+    stopped_by, _, _ = (batch.last_error or "").partition(":")
+    set_aside = stream.on_bad_record == "quarantine" and stopped_by == BadRecordError.code
+    return batch.blocked and not set_aside
+
+
 def ranges_to_fetch(
     stream: StreamConfig, warehouse: Warehouse, batch: BatchRow, scope: ReplayScope
 ) -> tuple[PlannedRange, ...]:
@@ -79,35 +149,50 @@ def ranges_to_fetch(
     Raises:
         UsageInvalidError: The scope names what is no range of the batch.
         RangeUnavailableError: A range to be replaced is of an earlier incarnation of its topic.
+        TopicRecreatedError: A range to be loaded is, and no topic id would tell the fetch so.
     """
-    if not batch.generation:
-        return batch.ranges
-    ranges = scope.of(batch.ranges)
+    ranges = scope.of(batch.ranges) if batch.generation else batch.ranges
+    if not batch.generation and all(planned.topic_id is not None for planned in ranges):
+        return ranges
     with warehouse.reading() as connection:
         positions = ledger.read_stream(connection, stream.name).positions
     for planned in ranges:
         position = positions.get(planned.range.topic_partition)
-        if position is not None and planned.incarnation < position.incarnation:
-            # Without topic ids the fetch could not tell, and would read other records under these offsets.
+        if position is None or planned.incarnation >= position.incarnation:
+            continue
+        # Without topic ids the fetch could not tell, and would read other records under these offsets.
+        if batch.generation:
             raise RangeUnavailableError(
                 f"{planned.range} is of incarnation {planned.incarnation} of its topic, which has begun anew since"
                 f" (incarnation {position.incarnation}): Kafka no longer has these records. The rows stay as they"
                 " are."
             )
+        if planned.topic_id is None:
+            raise TopicRecreatedError(
+                f"{planned.range} was planned on incarnation {planned.incarnation} of its topic, which has begun anew"
+                f" since (incarnation {position.incarnation}), and no topic id was known then to tell their records"
+                " apart. Nothing was fetched. `kafka-assets reset` books the range as lost."
+            )
     return ranges
 
 
-def slices_of(batch: BatchRow) -> tuple[tuple[PlannedRange, ...], ...]:
-    """Cut a batch into slices of about even size, one fetching thread each."""
+def slices_of(batch: BatchRow | KnownBatch, groups: int = 1) -> tuple[tuple[PlannedRange, ...], ...]:
+    """Cut a batch into slices of about even size, one fetching thread each.
+
+    Args:
+        batch: What to fetch of it.
+        groups: Fetch steps that share the slices: as many slices at least, where they pay.
+    """
     size = sum(planned.range.size for planned in batch.ranges)
-    wanted = min(MAX_SLICES, os.cpu_count() or 1, 1 + size // OFFSETS_WORTH_A_SLICE)
+    most = max(groups, min(MAX_SLICES, os.cpu_count() or 1))
+    wanted = min(most, 1 + size // OFFSETS_WORTH_A_SLICE)
     return slice_ranges(batch.ranges, wanted)
 
 
 def stage_slices(
     stream: StreamConfig,
     warehouse: Warehouse,
-    batch: BatchRow,
+    batch: Batch,
     slices: Sequence[Sequence[PlannedRange]],
     *,
     name: str,
@@ -172,6 +257,7 @@ def stage_ranges(
                 ranges,
                 stall_timeout=stream.stall_timeout,
                 on_data_loss=policy,
+                on_bad_record=stream.on_bad_record,
                 should_stop=lambda: failed or (should_stop is not None and should_stop()),
             )
             return stage(
@@ -180,13 +266,19 @@ def stage_ranges(
                 directory,
                 f"{generation}-{name}-{index}",
                 memory_bytes=memory_bytes // len(slices),
+                on_bad_record=stream.on_bad_record,
             )
         except BaseException:
             failed = True
             raise
 
+    def noted(staged: list[StagedSlice]) -> list[StagedSlice]:
+        if not generation and not any(is_kept(one) for one in staged):
+            notes.note_staged(directory, _made_by(stream), staged)
+        return staged
+
     if len(slices) == 1:
-        return [fetch(0, slices[0])]
+        return noted([fetch(0, slices[0])])
     with ThreadPoolExecutor(len(slices), thread_name_prefix=f"fetch-{batch}") as pool:
         futures = [pool.submit(fetch, index, ranges) for index, ranges in enumerate(slices)]
         try:
@@ -199,35 +291,97 @@ def stage_ranges(
     if errors:
         # The error of one slice stops the others, and that they were stopped says nothing of it.
         raise next((error for error in errors if not isinstance(error, FetchCancelledError)), errors[0])
-    return [future.result() for future in futures]
+    return noted([future.result() for future in futures])
+
+
+def staged_before(
+    stream: StreamConfig, warehouse: Warehouse, batch: Batch, slices: Sequence[Sequence[PlannedRange]]
+) -> list[StagedSlice] | None:
+    """Return what an earlier run staged of exactly these ranges and did not commit; None if nothing of use.
+
+    A replay fetches again, and so is fetched again what other settings made or what the stream now refuses.
+    """
+    if batch.generation:
+        return None
+    directory = batch_directory(warehouse.staging, stream.name, batch.batch)
+    wanted = [planned for ranges in slices for planned in ranges]
+    staged = notes.noted_staged(directory, _made_by(stream), wanted)
+    pieces = [piece for one in staged or () for piece in one.ranges]
+    if stream.on_data_loss == "fail" and any(piece.evidence.lost for piece in pieces):
+        return None
+    if stream.on_bad_record == "fail" and any(piece.quarantined for piece in pieces):
+        return None
+    return staged
+
+
+def _made_by(stream: StreamConfig) -> str:
+    return f"{get_format(stream.format).fingerprint} {stream.isolation_level}"
 
 
 def commit(
     stream: StreamConfig,
     warehouse: Warehouse,
-    batch: BatchRow,
+    batch: Batch,
     staged: Sequence[StagedSlice],
     *,
     run_id: str,
     scope: ReplayScope = WHOLE,
+    say: Callable[[str], None] = logger.info,
 ) -> Committed:
     """Write a batch's staged rows, its outcomes and its change of state in one transaction.
 
     `batch` is the batch as it was when its run began: planned, and its rows are loaded; committed, and they are
     replaced, as far as the scope goes. A slice whose file is missing or damaged is fetched again first.
+    Where the warehouse is locked, what is kept in memory goes into files before it is waited for.
 
     Raises:
         KafkaAssetsError: Nothing was changed.
     """
+    try:
+        return _commit(stream, warehouse, batch, staged, run_id, scope, say)
+    except Exception as error:
+        held_up = isinstance(error, KafkaAssetsError) and (
+            error.retryable or isinstance(error, DiskFullError)
+        )
+        if not held_up:
+            # What is staged may be what is wrong: the next attempt fetches it again.
+            notes.forget(warehouse.staging, batch.stream, batch.batch)
+        raise
+
+
+def _commit(
+    stream: StreamConfig,
+    warehouse: Warehouse,
+    batch: Batch,
+    staged: Sequence[StagedSlice],
+    run_id: str,
+    scope: ReplayScope,
+    say: Callable[[str], None],
+) -> Committed:
     generation = batch.generation
     for again in (True, False):
-        slices, tables = _open_all(stream, warehouse, batch, staged, run_id)
+        slices, tables, bad = _open_all(stream, warehouse, batch, staged, run_id)
         try:
-            row = _commit_once(stream, warehouse, batch, generation, slices, tables, run_id, scope)
+            try:
+                patience = min(PATIENCE_SECONDS, warehouse.lock_timeout)
+                row = _commit_once(
+                    stream, warehouse, batch, generation, slices, tables, bad, run_id, scope, patience
+                )
+            except WarehouseLockedError as locked:
+                say(
+                    f"{locked.message} Waiting for up to {warehouse.lock_timeout:g} s more, with all of it in files."
+                )
+                del tables, bad
+                _put_in_files(stream, warehouse, batch, generation, slices)
+                slices, tables, bad = _open_all(stream, warehouse, batch, slices, run_id)
+                row = _commit_once(
+                    stream, warehouse, batch, generation, slices, tables, bad, run_id, scope, None
+                )
         except commits.GenerationMovedError as moved:
             for one in slices:
                 discard(one)
             if generation == 0:
+                notes.forget(warehouse.staging, batch.stream, batch.batch)
                 return Committed(moved.batch, "found committed")
             if not again:
                 raise RunFailedError(
@@ -242,23 +396,40 @@ def commit(
             continue
         for one in slices:
             discard(one)
+        notes.forget(warehouse.staging, batch.stream, batch.batch)
         return Committed(row, "replaced" if generation else "loaded")
     raise AssertionError("unreachable: the second round returns or raises")
+
+
+def _put_in_files(
+    stream: StreamConfig, warehouse: Warehouse, batch: Batch, generation: int, slices: Sequence[StagedSlice]
+) -> None:
+    """Give back the memory that slices take, and note them for the next attempt should this one end."""
+    try:
+        in_files = [in_file(one) for one in slices]
+    except DiskFullError as full:
+        logger.warning("what batch %s has in memory stays there: %s", batch.batch, full)
+        return
+    if not generation:
+        directory = batch_directory(warehouse.staging, stream.name, batch.batch)
+        notes.note_staged(directory, _made_by(stream), in_files)
 
 
 def _commit_once(
     stream: StreamConfig,
     warehouse: Warehouse,
-    batch: BatchRow,
+    batch: Batch,
     generation: int,
     staged: Sequence[StagedSlice],
-    tables: Sequence[pa.Table],
+    tables: list[pa.Table],
+    bad: list[pa.Table],
     run_id: str,
     scope: ReplayScope,
+    timeout: float | None,
 ) -> BatchRow:
     fmt = get_format(stream.format)
     try:
-        with warehouse.writing() as connection:
+        with warehouse.writing(timeout) as connection:
             return commits.commit_batch(
                 connection,
                 stream.name,
@@ -266,6 +437,7 @@ def _commit_once(
                 expected_generation=generation,
                 staged=staged,
                 data=tables,
+                bad=bad,
                 table=stream.table,
                 columns=fmt.columns,
                 run_id=run_id,
@@ -289,13 +461,15 @@ def _plain(unknown: CommitUnknownError) -> KafkaAssetsError:
 
 
 def _open_all(
-    stream: StreamConfig, warehouse: Warehouse, batch: BatchRow, staged: Sequence[StagedSlice], run_id: str
-) -> tuple[list[StagedSlice], list[pa.Table]]:
+    stream: StreamConfig, warehouse: Warehouse, batch: Batch, staged: Sequence[StagedSlice], run_id: str
+) -> tuple[list[StagedSlice], list[pa.Table], list[pa.Table]]:
+    """Return the slices, fetched again where they were damaged, their rows, and their bad records."""
     slices: list[StagedSlice] = []
     tables: list[pa.Table] = []
+    bad: list[pa.Table] = []
     for index, one in enumerate(staged):
         try:
-            table = open_staged(one)
+            found = _opened(one)
         except StagedDamagedError as damaged:
             logger.warning("%s; fetching that slice of batch %s again", damaged, batch.batch)
             discard(one)
@@ -303,11 +477,16 @@ def _open_all(
                 stream, warehouse, batch, [_ranges(one)], name=f"{run_id[:8]}-again{index}"
             )
             slices.append(again)
-            tables.append(open_staged(again))
+            found = _opened(again)
         else:
             slices.append(one)
-            tables.append(table)
-    return slices, tables
+        tables.append(found[0])
+        bad += found[1:]
+    return slices, tables, bad
+
+
+def _opened(staged: StagedSlice) -> list[pa.Table]:
+    return [open_staged(one) for one in (staged, staged.bad) if one is not None]
 
 
 def _ranges(staged: StagedSlice) -> list[PlannedRange]:

@@ -2,8 +2,10 @@
 
 DuckDB lets one process write a file or many read it, and refuses the others at once. Processes of this
 package queue up instead, on locks of two files beside it: whoever wants the file takes `<file>.turn`, then
-`<file>.lock` (shared to read, exclusive to write), then lets go of the turn. The turn keeps overlapping
-readers from starving a writer. In one process a mutex does the same.
+`<file>.lock` (both shared to read, exclusive to write), then lets go of the turn. The turn keeps overlapping
+readers from starving a writer. Writers first queue up on `<file>.writers`, which they keep until they are done:
+so those who want to read while one writes come before the next that wants to write. In one process a mutex
+lets one thread at a time have the file.
 
 The file is attached to a standing in-memory connection for as long as it is held, and never opened by other
 means: closing any descriptor of a file drops the POSIX locks this process has on it, DuckDB's among them.
@@ -25,7 +27,7 @@ import socket
 import sys
 import threading
 import time
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -118,12 +120,11 @@ class Warehouse:
         path: The file; need not exist. Symbolic links are followed.
         lock_timeout: Seconds to wait for the file where a call names no timeout.
         staging: Directory beside which DuckDB may spill to disk.
-        memory_limit: DuckDB's own limit, of the first instance that connects.
+        memory_limit: DuckDB's own limit, of the first instance that connects. It reads 2,048 rows at once, so
+            a batch of 256 MiB in 10 MB records takes 750 MB to be read.
     """
 
-    def __init__(
-        self, path: Path, *, lock_timeout: float, staging: Path, memory_limit: str = "512MB"
-    ) -> None:
+    def __init__(self, path: Path, *, lock_timeout: float, staging: Path, memory_limit: str = "1GB") -> None:
         self.path = Path(os.path.realpath(path))
         self.lock_timeout = lock_timeout
         self.staging = staging
@@ -225,8 +226,12 @@ class Warehouse:
     @contextmanager
     def _queued(self, mode: int, deadline: float, seconds: float) -> Iterator[None]:
         _refuse_network_file_system(self.path)
-        with self._sidecar("turn", mode) as turn, self._sidecar("lock", mode) as lock:
-            if not _poll(turn, fcntl.LOCK_EX, deadline):
+        with (
+            self._first_of_writers(deadline, seconds) if mode == fcntl.LOCK_EX else nullcontext(),
+            self._sidecar("turn", mode) as turn,
+            self._sidecar("lock", mode) as lock,
+        ):
+            if not _poll(turn, mode, deadline):
                 raise self._locked(seconds, f"the one whose turn it is, {_holder(turn)}")
             try:
                 _sign(turn)
@@ -240,6 +245,17 @@ class Warehouse:
             finally:
                 # Closing would not do: a child forked meanwhile may have a copy of the descriptor.
                 fcntl.flock(lock, fcntl.LOCK_UN)
+
+    @contextmanager
+    def _first_of_writers(self, deadline: float, seconds: float) -> Iterator[None]:
+        with self._sidecar("writers", fcntl.LOCK_EX) as writers:
+            if not _poll(writers, fcntl.LOCK_EX, deadline):
+                raise self._locked(seconds, f"a writer, {_holder(writers)}")
+            try:
+                _sign(writers)
+                yield
+            finally:
+                fcntl.flock(writers, fcntl.LOCK_UN)
 
     @contextmanager
     def _sidecar(self, kind: str, mode: int) -> Iterator[int]:

@@ -137,6 +137,13 @@ def test_out_of_attempts_is_blocked():
     assert "5 of 5 attempts" in decision.reason
 
 
+def test_a_batch_that_others_kept_out_of_the_warehouse_is_not_exhausted():
+    """However often it failed for that alone, its next attempt comes after the back-off."""
+    batch = OpenBatch(attempts=5, launched_at=NOW - 700.0, locked_out=True)
+    assert ask(batch, run(RunStatus.FAILED, 5, ago=700.0)) == Launch(6, claim=True)
+    assert isinstance(ask(batch, run(RunStatus.FAILED, 5, ago=100.0)), Wait)
+
+
 def test_a_blocked_batch_stays_blocked():
     """A batch stopped by policy gets no run from the sensor, and no second reason."""
     batch = OpenBatch(attempts=1, launched_at=NOW - 900.0, blocked="DATA_LOST: orders[3] [0, 9)")

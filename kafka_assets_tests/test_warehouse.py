@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import fcntl
 import multiprocessing
+import multiprocessing.connection
 import os
 import signal
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -78,6 +80,7 @@ def test_writing_makes_file_and_folders(tmp_path):
         "w.duckdb.lock",
         "w.duckdb.staging",
         "w.duckdb.turn",
+        "w.duckdb.writers",
     ]
     with duckdb.connect() as con:
         con.execute(f"ATTACH '{place.path}' AS w (READ_ONLY)")
@@ -176,6 +179,34 @@ def test_readers_do_not_pass_a_waiting_writer(warehouse, tmp_path):
         with pytest.raises(WarehouseLockedError, match="whose turn it is"), warehouse.reading(timeout=0.1):
             pass
         assert not pipe.poll()
+
+
+def test_a_reader_comes_before_the_next_writer(warehouse, tmp_path):
+    """With one writing and another waiting to, a reader has the file before the second."""
+    make_table(warehouse)
+    with (
+        child(support.hold, tmp_path, "write") as (_, one),
+        child(support.hold, tmp_path, "write") as (_, other),
+    ):
+        (first,) = multiprocessing.connection.wait([one, other])
+        second = other if first is one else one
+        with Path(f"{warehouse.path}.turn").open("rb") as turn, ThreadPoolExecutor(1) as pool:
+            read = pool.submit(count, warehouse)
+
+            def waits():
+                try:
+                    fcntl.flock(turn, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    return True
+                fcntl.flock(turn, fcntl.LOCK_UN)
+                return False
+
+            support.await_true(waits)
+            assert first.recv()
+            assert not second.poll()
+            first.send("let go")
+            assert read.result(60) == 0
+            assert second.recv()
 
 
 def test_the_lock_of_a_killed_process_is_free(warehouse, tmp_path):
@@ -476,7 +507,7 @@ def test_limits_and_time_zone_are_set(warehouse):
             " current_setting('TimeZone'), current_setting('autoinstall_known_extensions'),"
             " current_setting('enable_progress_bar')"
         ).fetchall()[0]
-    assert limit == "488.2 MiB"
+    assert limit == "953.6 MiB"
     assert spill.startswith(str(warehouse.staging))
     assert (zone, install, bar) == ("UTC", False, False)
 

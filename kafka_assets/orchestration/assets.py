@@ -3,24 +3,29 @@
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from kafka_assets import batches, ledger
+from kafka_assets import batches, ledger, notes
+from kafka_assets.errors import KafkaAssetsError, WarehouseLockedError
 from kafka_assets.formats import get_format
 from kafka_assets.offsets import PlannedRange
 from kafka_assets.orchestration.failures import reported
 from kafka_assets.orchestration.liveness import finish, hold, host_tag, release
 from kafka_assets.orchestration.metadata import asset_metadata, batch_metadata
-from kafka_assets.orchestration.naming import GENERATION_TAG, STREAM_TAG, Names
+from kafka_assets.orchestration.naming import GENERATION_TAG, RUN_KEY_TAG, STREAM_TAG, Names
 from kafka_assets.orchestration.prefetch import adopt
+from kafka_assets.planner import rate_now
+from kafka_assets.room import Room, headroom_of
 from kafka_assets.scope import ReplayScope
 from kafka_assets.staging import StagedSlice
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from kafka_assets.config import StreamConfig
     from kafka_assets.ledger import BatchRow
     from kafka_assets.orchestration.runtime import Runtime
@@ -111,33 +116,60 @@ class _Steps:
     runtime: "Runtime"
 
     def plan(self, context: dg.OpExecutionContext) -> Iterator[dg.DynamicOutput[dict[str, Any]]]:
-        stream, warehouse, key = self.stream, self.runtime.warehouse, context.partition_key
+        key = context.partition_key
         with self._at_work_on(key, context):
-            batch = batches.read_batch(stream, warehouse, key)
-            self._take(key, context)
-            generation = _generation_to_replace(context, batch)
-            if batch.blocked:
-                with warehouse.writing() as connection:
-                    ledger.clear_block(connection, stream.name, key)
-            # One that was planned when this run began is loaded, by whomever.
-            stands = generation == batch.generation
-            wanted = batches.ranges_to_fetch(stream, warehouse, batch, _scope(context)) if stands else ()
-        if 0 < len(wanted) < len(batch.ranges):
-            context.log.info(f"replacing only {', '.join(str(one.range) for one in wanted)}")
-        slices = batches.slices_of(replace(batch, ranges=wanted))
-        context.log.info(_told(batch))
+            batch = self._planned_meanwhile(context) or self._planned(context)
+        slices = batches.slices_of(batch, self.runtime.fetch_groups)
         groups = max(1, min(self.runtime.fetch_groups, len(slices)))
         for index in range(groups):
             yield dg.DynamicOutput(
                 {
                     "batch": key,
-                    "generation": generation,
+                    "generation": batch.generation,
                     "group": index,
                     "started": time.time(),
                     "slices": [[planned.to_row() for planned in ranges] for ranges in slices[index::groups]],
                 },
                 mapping_key=str(index),
             )
+
+    def _planned(self, context: dg.OpExecutionContext) -> batches.KnownBatch:
+        """Read from the ledger which generation of the batch this run moves on from, and what it fetches."""
+        stream, warehouse, key = self.stream, self.runtime.warehouse, context.partition_key
+        batch = batches.read_batch(stream, warehouse, key)
+        self._take(key, context)
+        generation = _generation_to_replace(context, batch)
+        if batch.blocked:
+            with warehouse.writing() as connection:
+                ledger.clear_block(connection, stream.name, key)
+        # One that was planned when this run began is loaded, by whomever.
+        stands = generation == batch.generation
+        wanted = batches.ranges_to_fetch(stream, warehouse, batch, _scope(context)) if stands else ()
+        if 0 < len(wanted) < len(batch.ranges):
+            context.log.info(f"replacing only {', '.join(str(one.range) for one in wanted)}")
+        context.log.info(_told(batch.ranges))
+        return batches.KnownBatch(stream.name, key, generation, wanted)
+
+    def _planned_meanwhile(self, context: dg.OpExecutionContext) -> batches.KnownBatch | None:
+        """Return the same of a batch whose ranges the sensor noted, if the warehouse is locked; else None.
+
+        The sensor requests runs of open batches alone. The commit compares with the ledger.
+        """
+        stream, warehouse, key = self.stream, self.runtime.warehouse, context.partition_key
+        if RUN_KEY_TAG not in context.run.tags or context.run.parent_run_id is not None:
+            return None
+        ranges = notes.noted_plan(warehouse.staging, stream.name, key)
+        if ranges is None:
+            return None
+        try:
+            with warehouse.reading(min(batches.PATIENCE_SECONDS, warehouse.lock_timeout)):
+                return None
+        except WarehouseLockedError as locked:
+            context.log.info(f"{locked.message} Fetching meanwhile what the sensor noted of its plan.")
+        self._take(key, context)
+        _note_generation(context, context.run_id, 0)
+        context.log.info(_told(ranges))
+        return batches.KnownBatch(stream.name, key, 0, ranges)
 
     def fetch(self, context: dg.OpExecutionContext, group: dict[str, Any]) -> dict[str, Any]:
         stream, warehouse, key = self.stream, self.runtime.warehouse, group["batch"]
@@ -146,9 +178,13 @@ class _Steps:
             return {**group, "staged": []}
         with self._at_work_on(key, context):
             self._take(key, context)
-            staged = adopt(stream.name, key, group["generation"])
+            ranges = tuple(planned for each in slices for planned in each)
+            batch = batches.KnownBatch(stream.name, key, group["generation"], ranges)
+            verb, staged = "fetched", adopt(stream.name, key, batch.generation)
             if staged is None:
-                batch = batches.read_batch(stream, warehouse, key)
+                verb, staged = "found staged", batches.staged_before(stream, warehouse, batch, slices)
+            if staged is None:
+                room = self._room_for(batch, context)
                 staged = batches.stage_slices(
                     stream,
                     warehouse,
@@ -157,8 +193,10 @@ class _Steps:
                     name=f"{context.run_id[:8]}-{group['group']}-{context.retry_number}",
                     memory_bytes=MEMORY_BYTES if _in_one_process(context) else 0,
                 )
+                room.settle(sum(one.size_bytes for one in staged))
+                verb = "fetched"
         context.log.info(
-            f"fetched {sum(one.rows for one in staged)} records in {len(staged)} slices,"
+            f"{verb} {sum(one.rows for one in staged)} records in {len(staged)} slices,"
             f" {sum(one.size_bytes for one in staged)} bytes"
         )
         return {**group, "slices": [], "staged": [one.to_dict() for one in staged]}
@@ -169,10 +207,16 @@ class _Steps:
         stream, warehouse, key = self.stream, self.runtime.warehouse, context.partition_key
         with self._at_work_on(key, context):
             self._take(key, context)
-            batch = replace(batches.read_batch(stream, warehouse, key), generation=fetched[0]["generation"])
+            batch = batches.KnownBatch(stream.name, key, fetched[0]["generation"])
             staged = [StagedSlice.from_dict(one) for group in fetched for one in group["staged"]]
             done = batches.commit(
-                stream, warehouse, batch, staged, run_id=context.run_id, scope=_scope(context)
+                stream,
+                warehouse,
+                batch,
+                staged,
+                run_id=context.run_id,
+                scope=_scope(context),
+                say=context.log.info,
             )
             finish(stream.name, key)
         context.log.info(
@@ -181,8 +225,29 @@ class _Steps:
         )
         seconds = time.time() - min(group["started"] for group in fetched)
         return dg.MaterializeResult(
-            metadata=batch_metadata(done.batch, stream.table, outcome=done.outcome, seconds=seconds)
+            metadata=batch_metadata(
+                done.batch,
+                stream.table,
+                outcome=done.outcome,
+                seconds=seconds,
+                rate=rate_now(stream, warehouse),
+            )
         )
+
+    def _room_for(self, batch: batches.KnownBatch, context: dg.OpExecutionContext) -> Room:
+        """Wait for room in the staging area."""
+        stream, config = self.stream, self.runtime.config.warehouse
+        ranges = [planned.range for planned in batch.ranges]
+
+        def headroom() -> float:
+            with suppress(KafkaAssetsError):
+                bounds = self.runtime.log(stream).bounds([one.topic_partition for one in ranges])
+                return headroom_of(ranges, bounds)
+            return 1.0
+
+        room = Room(self.runtime.warehouse, batch.stream, batch.batch, limit=config.max_staged_bytes)
+        room.take(stream.max_bytes_per_batch, headroom=headroom, say=context.log.info)
+        return room
 
     def _take(self, key: str, context: dg.OpExecutionContext) -> None:
         """Hold the batch's lock and, where a free lock means a dead run, tag the run with its host."""
@@ -228,15 +293,19 @@ def _generation_to_replace(context: dg.OpExecutionContext, batch: "BatchRow") ->
     generation = batch.generation
     if batch.committed_at is not None and root.create_timestamp < batch.committed_at:
         generation = 0
-    context.instance.add_run_tags(run_id, {GENERATION_TAG: f"{generation}/{run_id}"})
+    _note_generation(context, run_id, generation)
     return generation
 
 
-def _told(batch: "BatchRow") -> str:
+def _note_generation(context: dg.OpExecutionContext, run_id: str, generation: int) -> None:
+    context.instance.add_run_tags(run_id, {GENERATION_TAG: f"{generation}/{run_id}"})
+
+
+def _told(ranges: "Sequence[PlannedRange]") -> str:
     # One message: each is a row in Dagster's event log, and a batch may have thousands of ranges.
-    named = "\n".join(str(planned.range) for planned in batch.ranges[:RANGES_TOLD])
-    more = len(batch.ranges) - RANGES_TOLD
-    size = sum(planned.range.size for planned in batch.ranges)
+    named = "\n".join(str(planned.range) for planned in ranges[:RANGES_TOLD])
+    more = len(ranges) - RANGES_TOLD
+    size = sum(planned.range.size for planned in ranges)
     return f"{size} offsets are planned:\n{named}" + (f"\nand {more} more ranges" if more > 0 else "")
 
 

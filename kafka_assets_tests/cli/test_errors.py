@@ -34,7 +34,9 @@ def _files(folder: Path) -> dict[Path, bytes]:
     return {
         path: path.read_bytes()
         for path in folder.rglob("*")
-        if path.is_file() and ".dagster" not in path.parts and path.suffix not in {".lock", ".turn"}
+        if path.is_file()
+        and ".dagster" not in path.parts
+        and path.suffix not in {".lock", ".turn", ".writers"}
     }
 
 
@@ -49,9 +51,7 @@ def _files(folder: Path) -> dict[Path, bytes]:
             "NOT_SET_ANYWHERE",
         ),
         ("streams: {a: {topics: [a], topic_pattern: b}}", "streams.a"),
-        ("streams: {a: {topics: [a], backpressure: true}}", "not available in this version"),
         ("streams: {a: {topics: [a], format: avro}}", "not available in this version"),
-        ("streams: {a: {topics: [a], on_bad_record: quarantine}}", "not available in this version"),
         ("kafka: {enable.auto.commit: true}\nstreams: {a: {topics: [a]}}", "kafka.enable.auto.commit"),
     ],
 )
