@@ -85,10 +85,10 @@ def measure(
 
 def tree_pss(root: int) -> int:
     """Sum the proportional set sizes of all processes below one, in bytes."""
-    return sum(_pss(process) for process in _below(root))
+    return sum(pss(process) for process in below(root))
 
 
-def _below(root: int) -> list[int]:
+def below(root: int) -> list[int]:
     children: dict[int, list[int]] = {}
     for entry in os.scandir("/proc"):
         if entry.name.isdigit():
@@ -106,7 +106,7 @@ def _below(root: int) -> list[int]:
     return found
 
 
-def _pss(process: int) -> int:
+def pss(process: int) -> int:
     try:
         lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
     except OSError:
@@ -169,7 +169,7 @@ def _reap(deadline: float) -> None:
 
 
 def _end_all() -> None:
-    for process in _below(os.getpid()):
+    for process in below(os.getpid()):
         try:
             os.kill(process, signal.SIGKILL)
         except ProcessLookupError:

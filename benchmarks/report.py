@@ -11,8 +11,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-BEGIN = "<!-- results: begin -->"
-END = "<!-- results: end -->"
 _MIB = 1024**2
 _WIDTH = 720
 _LABEL = 130
@@ -43,11 +41,12 @@ def write(results: dict[str, Any], folder: Path) -> None:
     replace(folder / "README.md", f"![Speed in ratios](results.svg)\n\n{tables(results)}")
 
 
-def replace(page: Path, text: str) -> None:
-    """Put a text between a page's markers."""
-    head, _, rest = page.read_text().partition(BEGIN)
-    _, _, tail = rest.partition(END)
-    page.write_text(f"{head}{BEGIN}\n{text}\n{END}{tail}")
+def replace(page: Path, text: str, name: str = "results") -> None:
+    """Put a text between a page's markers of that name."""
+    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+    head, _, rest = page.read_text().partition(begin)
+    _, _, tail = rest.partition(end)
+    page.write_text(f"{head}{begin}\n{text}\n{end}{tail}")
 
 
 def chart(results: dict[str, Any]) -> str:

@@ -9,12 +9,14 @@ from __future__ import annotations
 import json
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import dagster as dg
 
 from kafka_assets import attempts, ledger
+from kafka_assets.batches import waits_for_a_person
 from kafka_assets.errors import (
     BrokerAuthError,
     BrokerUnreachableError,
@@ -22,12 +24,13 @@ from kafka_assets.errors import (
     WarehouseLockedError,
 )
 from kafka_assets.ledger import PlanConflictError
+from kafka_assets.notes import note_plan
 from kafka_assets.orchestration.checks import COVERAGE, LAG, lag_of, ledger_evaluation, stop_evaluation
 from kafka_assets.orchestration.housekeeping import sweep_stream
 from kafka_assets.orchestration.metadata import batch_metadata
 from kafka_assets.orchestration.naming import STREAM_TAG, run_key
 from kafka_assets.orchestration.runs import newest_key, runs_of, silent_runs
-from kafka_assets.planner import propose, read_state, record, survey, utc_now
+from kafka_assets.planner import propose, record, survey, utc_now
 from kafka_assets.planning import Stop
 from kafka_assets.staging import is_held
 
@@ -36,6 +39,7 @@ if TYPE_CHECKING:
 
     from kafka_assets.config import StreamConfig
     from kafka_assets.ledger import BatchRow, StreamState
+    from kafka_assets.offsets import PlannedRange
     from kafka_assets.orchestration.runtime import Runtime
     from kafka_assets.planner import Survey
     from kafka_assets.planning import Plan
@@ -48,6 +52,10 @@ LAG_REPORT_SECONDS = 60.0
 EVENT_GRACE = timedelta(seconds=60)
 """How long after its commit a batch's own run may still be about to report it."""
 
+REPORTED_AT_ONCE = 100
+"""Committed batches that one tick compares with Dagster's materializations where there are many to compare."""
+
+BURY_SECONDS = 30.0
 SWEEP_SECONDS = 3600.0
 
 
@@ -78,6 +86,7 @@ class _Cursor:
     shown: bool = False
     seen_until: str = ""
     swept_at: float = 0.0
+    buried_at: float = 0.0
 
     @classmethod
     def parse(cls, text: str | None) -> _Cursor:
@@ -105,6 +114,10 @@ class _Tick:
         self.cursor = _Cursor.parse(self.context.cursor)
         self.now = utc_now()
 
+    @cached_property
+    def instance(self) -> dg.DagsterInstance:
+        return self.runtime.instance(self.context)
+
     def run(self) -> dg.SensorResult | dg.SkipReason:
         trouble: KafkaAssetsError | None = None
         try:
@@ -117,9 +130,9 @@ class _Tick:
                 trouble = error
                 if isinstance(error, BrokerUnreachableError | BrokerAuthError):
                     self.runtime.drop_log(self.stream)
-                state, planned = read_state(self.stream, self.runtime.warehouse, timeout=LOCK_SECONDS), ()
-            for key in planned:
-                self._request(key, 1)
+                state, planned = self.runtime.state(self.stream, timeout=LOCK_SECONDS), {}
+            for key, ranges in planned.items():
+                self._request(key, 1, ranges)
             self._reconcile([batch for batch in state.open_batches if batch.batch not in planned])
             self._report_unreported(state)
             self._bury_forgotten()
@@ -133,7 +146,7 @@ class _Tick:
         if trouble is not None and not self.requests:
             raise trouble
         if self.requests:
-            self.context.instance.add_dynamic_partitions(
+            self.instance.add_dynamic_partitions(
                 self.names.batches, [str(request.partition_key) for request in self.requests]
             )
         return dg.SensorResult(
@@ -143,9 +156,10 @@ class _Tick:
             cursor=json.dumps(asdict(self.cursor)),
         )
 
-    def _plan(self) -> tuple[StreamState, tuple[str, ...]]:
+    def _plan(self) -> tuple[StreamState, dict[str, tuple[PlannedRange, ...]]]:
         log = self.runtime.log(self.stream)
-        seen = survey(self.stream, self.runtime.warehouse, log, timeout=LOCK_SECONDS)
+        state = self.runtime.state(self.stream, timeout=LOCK_SECONDS)
+        seen = survey(self.stream, self.runtime.warehouse, log, state=state)
         plan = propose(self.stream, seen, log, now=self.now)
         recorded: Plan | None = plan
         self.stops.extend(plan.stops)
@@ -157,7 +171,7 @@ class _Tick:
                 seen,
                 plan,
                 now=self.now,
-                key_floor=newest_key(self.context.instance, self.names) if plan.batches else None,
+                key_floor=newest_key(self.instance, self.names) if plan.batches else None,
                 claim=True,
                 timeout=LOCK_SECONDS,
             )
@@ -165,9 +179,10 @@ class _Tick:
             self.reason = "another planner was faster; the next tick looks again"
             keys, recorded = (), None
         self._report_lag(seen, recorded)
-        return seen.state, keys
+        return seen.state, dict(zip(keys, plan.batches, strict=bool(keys)))
 
-    def _request(self, batch: str, attempt: int) -> None:
+    def _request(self, batch: str, attempt: int, ranges: tuple[PlannedRange, ...]) -> None:
+        note_plan(self.runtime.warehouse.staging, self.stream.name, batch, ranges)
         self.requests.append(
             dg.RunRequest(
                 run_key=run_key(self.stream.name, batch, attempt),
@@ -183,13 +198,16 @@ class _Tick:
         for batch in batches:
             if batch.kind != "live":
                 continue
-            runs = runs_of(self.context.instance, self.names, batch.batch, now=self.now)
+            runs = runs_of(self.instance, self.names, batch.batch, now=self.now)
             decision = attempts.decide(
                 attempts.OpenBatch(
                     attempts=batch.attempts,
                     launched_at=batch.launched_at.timestamp() if batch.launched_at else None,
                     lock_held=is_held(self.runtime.warehouse.staging, self.stream.name, batch.batch),
-                    blocked=(batch.last_error or "no error was written down") if batch.blocked else None,
+                    blocked=(batch.last_error or "no error was written down")
+                    if waits_for_a_person(self.stream, batch)
+                    else None,
+                    locked_out=(batch.last_error or "").startswith(f"{WarehouseLockedError.code}: "),
                 ),
                 list(runs.values()),
                 now=self.now.timestamp(),
@@ -200,7 +218,7 @@ class _Tick:
                 case attempts.Launch(attempt, claim):
                     if self._claimed(batch) if claim else self._still_open(batch):
                         self._bury(runs)
-                        self._request(batch.batch, attempt)
+                        self._request(batch.batch, attempt, batch.ranges)
                 case attempts.Blocked(reason, code):
                     self._block(batch, reason, code)
                 case attempts.Wait(reason):
@@ -224,9 +242,9 @@ class _Tick:
         The batch is being launched again, so none of its runs is alive.
         """
         for run_id in runs:
-            dead = self.context.instance.get_run_by_id(run_id)
+            dead = self.instance.get_run_by_id(run_id)
             if dead is not None and not dead.is_finished:
-                self.context.instance.report_run_failed(
+                self.instance.report_run_failed(
                     dead,
                     "The process of this run is gone: its batch's lock is free. The batch runs again.",
                 )
@@ -236,10 +254,13 @@ class _Tick:
 
         Nobody launches that batch again, and a run that stays in progress takes a place from those to come.
         """
+        if self.now.timestamp() - self.cursor.buried_at < BURY_SECONDS:
+            return
+        self.cursor.buried_at = self.now.timestamp()
         silence = EVENT_GRACE.total_seconds()
-        for batch, run in silent_runs(self.context.instance, self.names, now=self.now, seconds=silence):
+        for batch, run in silent_runs(self.instance, self.names, now=self.now, seconds=silence):
             if not is_held(self.runtime.warehouse.staging, self.stream.name, batch):
-                self.context.instance.report_run_failed(
+                self.instance.report_run_failed(
                     run,
                     "The process of this run is gone: its batch's lock is free, and it has said nothing since.",
                 )
@@ -259,25 +280,25 @@ class _Tick:
 
     def _report_unreported(self, state: StreamState) -> None:
         """Report batches whose run was killed between its commit and its event."""
-        candidates = [
-            batch
-            for batch in state.recently_committed
-            if batch.committed_at is not None
-            and batch.committed_at.isoformat() > self.cursor.seen_until
-            and batch.committed_at < self.now - EVENT_GRACE
-        ]
+        seen_until = _moment(self.cursor.seen_until)
+        recent = [batch for batch in state.recently_committed if _committed(batch) > seen_until]
+        if len(recent) == ledger.RECENT_BATCHES:
+            # There may be more, as with an old copy of Dagster's storage: some each tick, the oldest first.
+            with self.runtime.warehouse.reading(LOCK_SECONDS) as connection:
+                recent = list(
+                    ledger.read_committed(connection, self.stream.name, seen_until, REPORTED_AT_ONCE)
+                )
+        candidates = [batch for batch in recent if _committed(batch) < self.now - EVENT_GRACE]
         if not candidates:
             return
         keys = [batch.batch for batch in candidates]
-        found = self.context.instance.fetch_materializations(
+        found = self.instance.fetch_materializations(
             dg.AssetRecordsFilter(asset_key=self.names.asset_key, asset_partitions=keys), limit=1000
         )
         reported = {one.partition_key for one in found.records}
         missing = [batch for batch in candidates if batch.batch not in reported]
         if missing:
-            self.context.instance.add_dynamic_partitions(
-                self.names.batches, sorted(batch.batch for batch in missing)
-            )
+            self.instance.add_dynamic_partitions(self.names.batches, sorted(batch.batch for batch in missing))
         self.events.extend(
             dg.AssetMaterialization(
                 self.names.asset_key,
@@ -337,10 +358,7 @@ class _Tick:
         if self.stops or not (self.cursor.stopped or first):
             return
         check = dg.AssetCheckKey(self.names.asset_key, COVERAGE)
-        if (
-            self.cursor.stopped
-            or self.context.instance.get_latest_asset_check_evaluation_record(check) is None
-        ):
+        if self.cursor.stopped or self.instance.get_latest_asset_check_evaluation_record(check) is None:
             with self.runtime.warehouse.reading(LOCK_SECONDS) as connection:
                 self.events.append(ledger_evaluation(self.names.asset_key, connection, self.stream.name))
         self.cursor.stopped, self.cursor.shown = False, bool(state.recently_committed)
@@ -352,6 +370,15 @@ class _Tick:
         with suppress(FileNotFoundError):
             sweep_stream(self.runtime.warehouse, self.stream.name, now=self.now, timeout=LOCK_SECONDS)
         self.cursor.swept_at = self.now.timestamp()
+
+
+def _moment(text: str) -> datetime:
+    """Read a moment of the cursor; none, or one that a person edited, counts as before all."""
+    with suppress(ValueError, TypeError):
+        found = datetime.fromisoformat(text)
+        if found.tzinfo is not None:
+            return found
+    return datetime.min.replace(tzinfo=UTC)
 
 
 def _committed(batch: BatchRow) -> datetime:
