@@ -69,6 +69,10 @@ _GC_THRESHOLD = 50_000
 _FAR_MS = np.iinfo(np.int64).max
 
 
+keeps_memory = False
+"""Whether what one fetch gives back is left to the next: in a process that does little else, and has few arenas."""
+
+
 class FetchCancelledError(KafkaAssetsError):
     """The caller asked the fetch to stop."""
 
@@ -84,6 +88,8 @@ class RangeReader:
         ranges: What to read; several of one topic-partition are read one after the other.
         stall_timeout: Seconds without getting any further, after which the fetch fails.
         on_data_loss: `fail`, or `skip` to go on at the log start and note what was lost.
+        on_bad_record: `fail`, or `quarantine` to mark records whose metadata cannot be held: a batch that has one is
+            of BAD_SCHEMA.
         should_stop: Asked several times a second; True ends the fetch with FetchCancelledError.
 
     Raises:
@@ -102,12 +108,14 @@ class RangeReader:
         *,
         stall_timeout: float,
         on_data_loss: Literal["fail", "skip"] = "fail",
+        on_bad_record: Literal["fail", "quarantine"] = "fail",
         should_stop: Callable[[], bool] | None = None,
     ) -> None:
         self.ranges = tuple(ranges)
         self._kafka = dict(kafka)
         self._stall_timeout = stall_timeout
         self._on_data_loss = on_data_loss
+        self._on_bad_record = on_bad_record
         self._should_stop = should_stop or (lambda: False)
         self._events = ClientEvents(kafka)
         self._evidence: tuple[RangeEvidence, ...] | None = None
@@ -147,7 +155,7 @@ class RangeReader:
             self._evidence = ()
             return
         progresses = [RangeProgress(planned) for planned in self.ranges]
-        buffer = RecordBuffer(self._topics)
+        buffer = RecordBuffer(self._topics, set_aside=self._on_bad_record == "quarantine")
         rows = 0
         with KafkaLog(self._kafka) as log:
             self._check_topics(log)
@@ -163,7 +171,7 @@ class RangeReader:
             finally:
                 consumer.close()
                 del consumer
-                if sum(progress.bytes for progress in progresses) > _MUCH_BYTES:
+                if not keeps_memory and sum(progress.bytes for progress in progresses) > _MUCH_BYTES:
                     _give_memory_back()
             self._check_topics(log)
         evidence = tuple(progress.evidence() for progress in progresses)

@@ -1,4 +1,4 @@
-"""`python -m kafka_assets.fetcher STREAMS_FILE`: the process that fetches batches ahead of their commits.
+"""`python -m kafka_assets.fetcher STREAMS_FILE SPARES`: the process that fetches batches ahead of their commits.
 
 To fetch is to hold the interpreter's lock nearly all the time, and so is to record a run. In one process each
 made the other four times as slow; two interpreters do not meet. A line of JSON comes in for each fetch and one
@@ -14,32 +14,54 @@ import signal
 import subprocess
 import sys
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from kafka_assets import fetch, staging
 from kafka_assets.batches import stage_ranges
 from kafka_assets.config import load_config
 from kafka_assets.errors import KafkaAssetsError, error_from_text
 from kafka_assets.fetch import FetchCancelledError
 from kafka_assets.offsets import PlannedRange
+from kafka_assets.spares import Spares
 from kafka_assets.staging import StagedSlice
 from kafka_assets.warehouse import Warehouse
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
+    from kafka_assets.config import Config, StreamConfig
     from kafka_assets.ledger import BatchRow
 
 
-class Fetcher:
-    """The process, as the one that started it sees it."""
+WORTH_A_PROCESS = 200_000
+"""Offsets to fetch from which on a process that fetches ahead is worth its start."""
 
-    def __init__(self, streams_file: Path) -> None:
+_ALLOCATION = {
+    # What one message set gives back the next one takes; the kernel would have to clear it in between.
+    "MALLOC_MMAP_THRESHOLD_": str(32 * 1024**2),
+    "MALLOC_TRIM_THRESHOLD_": str(128 * 1024**2),
+    "MALLOC_ARENA_MAX": "2",
+}
+"""For glibc's malloc; others do not know these."""
+
+
+class Fetcher:
+    """The process, as the one that started it sees it.
+
+    Args:
+        streams_file: Of the streams whose batches are fetched.
+        spares: A directory of the staging area, of this process's own, removed with it.
+    """
+
+    def __init__(self, streams_file: Path, spares: Path) -> None:
+        self._spares = Spares(spares)
         self._process = subprocess.Popen(  # noqa: S603  this very interpreter
-            [sys.executable, "-m", "kafka_assets.fetcher", str(streams_file)],
+            [sys.executable, "-m", "kafka_assets.fetcher", str(streams_file), str(spares)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
+            env={**os.environ, **_ALLOCATION},
         )
 
     def fetch(self, batch: BatchRow, *, name: str) -> list[StagedSlice]:
@@ -86,6 +108,14 @@ class Fetcher:
                 except OSError:
                     # What was still to be written has no reader.
                     continue
+        self._spares.remove()
+
+
+def fetcher_for(config: Config, stream: StreamConfig, offsets: int) -> Fetcher | None:
+    """Start a process that fetches batches of a stream ahead, if so many offsets are worth it."""
+    if offsets < WORTH_A_PROCESS:
+        return None
+    return Fetcher(config.path, config.warehouse.staging / stream.name / f"ahead-{os.getpid()}")
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -96,6 +126,8 @@ def main(arguments: Sequence[str]) -> None:
         # What a library prints is no answer.
         os.dup2(2, 1)
         config = load_config(arguments[0])
+        staging.spares = Spares(Path(arguments[1]))
+        fetch.keeps_memory = True
         warehouse = Warehouse.of(config.warehouse)
         gone = threading.Event()
         tasks: queue.SimpleQueue[str | None] = queue.SimpleQueue()

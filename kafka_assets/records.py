@@ -37,6 +37,9 @@ RAW_SCHEMA = pa.schema(
 )
 """A record as Kafka has it, before any format has looked at its value."""
 
+BAD_SCHEMA = pa.schema([*RAW_SCHEMA, ("stage", pa.string()), ("error", pa.string())])
+"""A bad record: as Kafka has it, at which stage it failed and why."""
+
 ROW_GROUP_ROWS = 122_880
 """DuckDB's row group: inserts from batches of exactly this many rows cost half as much as from others."""
 
@@ -48,23 +51,33 @@ _CREATE = 1
 # What DuckDB's TIMESTAMPTZ holds, in whole milliseconds; its ends are infinity.
 _MIN_TIMESTAMP_MS = -9_223_372_022_400_000
 _MAX_TIMESTAMP_MS = 9_223_372_036_854_775
-_MAX_BINARY_BYTES = 2**31 - 1
 
 
-_STAYS_BLOCKED = (
-    "Nothing of its batch is loaded, and later batches go on. The batch stays blocked for as long as Kafka has the"
-    " record; have its producer corrected."
+_FETCHING = "fetch"
+_WAY_ON = (
+    "Nothing of its batch is loaded, and later batches go on. `on_bad_record: quarantine` sets such records aside and"
+    " loads the others: `kafka-assets ingest` then runs the batch again, and so does the sensor once its code location"
+    " is reloaded."
 )
+
+
+def bad_record(where: str, error: str) -> BadRecordError:
+    """Return the error for what a bad record stops, with the way on."""
+    return BadRecordError(f"{where}: {error}. {_WAY_ON}")
 
 
 class RecordBuffer:
     """Gathers messages, column by column, into one record batch of RAW_SCHEMA.
 
+    A batch with records whose metadata no column can hold is of BAD_SCHEMA, `error` NULL for the others.
+
     Args:
         topics: Names of the topics; messages are appended with indexes into them.
+        set_aside: Mark such records, rather than refuse them.
     """
 
-    def __init__(self, topics: Sequence[str]) -> None:
+    def __init__(self, topics: Sequence[str], *, set_aside: bool = False) -> None:
+        self._set_aside = set_aside
         self._topics = pa.array(topics, pa.string())
         self._one_topic = pa.repeat(topics[0], ROW_GROUP_ROWS) if len(topics) == 1 else None
         self._no_headers = pa.nulls(ROW_GROUP_ROWS, HEADERS_TYPE)
@@ -82,6 +95,7 @@ class RecordBuffer:
         self._values: list[pa.Array] = []
         self._headers: list[pa.Array] = []
         self._any_headers = False
+        self._errors: dict[int, str] = {}
 
     @property
     def full(self) -> bool:
@@ -104,7 +118,7 @@ class RecordBuffer:
             NO_TIMESTAMP where it has none.
 
         Raises:
-            BadRecordError: A timestamp that DuckDB cannot hold, a header key that is not UTF-8.
+            BadRecordError: A timestamp that DuckDB cannot hold, a header key that is not UTF-8; not if set aside.
         """
         count = len(messages)
         stamps = np.fromiter(chain.from_iterable(map(Message.timestamp, messages)), np.int64, 2 * count)
@@ -112,11 +126,10 @@ class RecordBuffer:
         types, times = stamps[:, 0], stamps[:, 1]
         outside = (times < _MIN_TIMESTAMP_MS) | (times > _MAX_TIMESTAMP_MS)
         if outside.any():
-            bad = int(outside.argmax())
-            raise BadRecordError(
-                f"{self._place(bad, topics, partitions, offsets)}: its timestamp of {times[bad]} ms lies outside"
-                f" of what a TIMESTAMPTZ holds, so the record cannot be loaded. {_STAYS_BLOCKED}"
-            )
+            for row in np.flatnonzero(outside).tolist():
+                what = f"its timestamp of {times[row]} ms lies outside of what a TIMESTAMPTZ holds"
+                self._note(row, topics, partitions, offsets, what)
+            times[outside] = NO_TIMESTAMP
         unstamped = types < _CREATE
         if unstamped.any():
             times[unstamped] = NO_TIMESTAMP
@@ -125,13 +138,14 @@ class RecordBuffer:
         sizes = sizes + key_sizes
 
         headers: list[Any] = []
-        try:
-            headers.extend(map(Message.headers, messages))
-        except (SystemError, UnicodeDecodeError):
-            raise BadRecordError(
-                f"{self._place(len(headers), topics, partitions, offsets)}: the key of one of its headers is not"
-                f" UTF-8, which the Kafka client cannot hand on. {_STAYS_BLOCKED}"
-            ) from None
+        left = map(Message.headers, messages)
+        while len(headers) < count:
+            try:
+                headers.extend(left)
+            except (SystemError, UnicodeDecodeError):
+                what = "the key of one of its headers is not UTF-8, which the Kafka client cannot hand on"
+                self._note(len(headers), topics, partitions, offsets, what)
+                headers.append(None)
         if any(headers):
             column, header_sizes = _headers_array(headers)
             sizes = sizes + header_sizes
@@ -176,11 +190,18 @@ class RecordBuffer:
             ],
             schema=RAW_SCHEMA,
         )
+        if self._errors:
+            errors = pa.array([self._errors.get(row) for row in range(rows)], pa.string())
+            stages = pc.if_else(pc.is_valid(errors), _FETCHING, None)
+            batch = pa.RecordBatch.from_arrays([*batch.columns, stages, errors], schema=BAD_SCHEMA)
         self._reset()
         return batch
 
-    def _place(self, index: int, topics: Int64s, partitions: Int64s, offsets: Int64s) -> str:
-        return place(self._names[topics[index]], int(partitions[index]), int(offsets[index]))
+    def _note(self, row: int, topics: Int64s, partitions: Int64s, offsets: Int64s, error: str) -> None:
+        if not self._set_aside:
+            where = place(self._names[topics[row]], int(partitions[row]), int(offsets[row]))
+            raise bad_record(where, error) from None
+        self._errors[self.rows + row] = error
 
 
 def place(topic: str, partition: int, offset: int) -> str:
@@ -190,22 +211,11 @@ def place(topic: str, partition: int, offset: int) -> str:
 
 def binary_array(values: list[bytes | None]) -> tuple[pa.Array, Int64s]:
     """Return byte strings as a binary array, and their lengths; None is NULL, of length 0."""
-    count = len(values)
-    ends = np.zeros(count + 1, np.int64)
-    try:
-        # Joining is the cheapest way there is, and None is what it refuses.
-        data = b"".join(values)  # type: ignore[arg-type]
-    except TypeError:
-        if values.count(None) == count:
-            return pa.nulls(count, pa.binary()), ends[1:]
-        sizes = np.fromiter((len(value) if value is not None else 0 for value in values), np.int64, count)
-        return pa.array(values, pa.binary()), sizes
-    if len(data) > _MAX_BINARY_BYTES:
-        raise OverflowError(f"{len(data)} bytes do not fit into one binary array")
-    sizes = np.fromiter(map(len, values), np.int64, count)  # type: ignore[arg-type]
-    np.cumsum(sizes, out=ends[1:])
-    buffers = [None, pa.py_buffer(ends.astype(np.int32)), pa.py_buffer(data)]
-    return pa.Array.from_buffers(pa.binary(), count, buffers), sizes
+    array = pa.array(values, pa.binary())
+    if isinstance(array, pa.ChunkedArray):
+        raise OverflowError(f"{array.nbytes} bytes do not fit into one binary array")
+    ends = np.frombuffer(array.buffers()[1], np.int32, len(values) + 1) if values else np.zeros(1, np.int32)
+    return array, np.diff(ends).astype(np.int64)
 
 
 def _headers_array(headers: list[list[tuple[str, bytes | None]] | None]) -> tuple[pa.Array, Int64s]:

@@ -2,7 +2,8 @@
 
 A small slice stays in memory where the same process commits it. Any other becomes the Arrow IPC file
 `<staging>/<stream>/<batch>/<generation>-<name>`, which appears under that name only when it is whole. Its
-checksum travels in the description the commit is given.
+checksum travels in the description the commit is given. Records that do not decode are staged beside the rows
+of their slice in the same way, under the name `<generation>-<name>-bad`, if there are any.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import shutil
 import time
 import zlib
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Protocol, Self
 
@@ -23,13 +24,16 @@ from kafka_assets.batch_lock import LOCK_NAME, BatchLock, batch_directory, holde
 from kafka_assets.digest import DIGEST_FUNCTION, RangeDigests
 from kafka_assets.errors import DiskFullError, KafkaAssetsError
 from kafka_assets.evidence import RangeEvidence
+from kafka_assets.formats.bad import decode
 from kafka_assets.offsets import OffsetRange, PlannedRange
 from kafka_assets.records import RAW_SCHEMA
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
+    from kafka_assets.config.values import OnBadRecord
     from kafka_assets.formats import Format
+    from kafka_assets.spares import Spares
 
 __all__ = [
     "BatchLock",
@@ -42,13 +46,16 @@ __all__ = [
     "discard_kept",
     "generation_of",
     "holder",
+    "in_file",
     "is_held",
+    "is_kept",
     "open_staged",
     "stage",
     "sweep",
 ]
 
 _TEMPORARY = ".tmp"
+_BAD = "-bad"
 _MEMORY = "memory:"
 _MIB = 1024**2
 _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
@@ -56,6 +63,12 @@ _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 _kept: dict[str, pa.Table] = {}
 """Slices in this process's memory, by where their files would be."""
+
+spares: Spares | None = None
+"""Of a process that stages one file after the other: those it may write over."""
+
+_filed: dict[str, StagedSlice] = {}
+"""Those of them that were put into their files since, and are mapped from there."""
 
 
 class StagedDamagedError(KafkaAssetsError):
@@ -70,13 +83,15 @@ class StagedRange:
 
     Attributes:
         evidence: What was seen of it at the fetch.
-        digest: The order-free digest of its rows; 0 without rows, None where it was not made.
+        digest: The order-free digest of its rows and bad records; 0 without any, None where it was not made.
         digest_function: What made the digest.
+        quarantined: How many of its records are bad.
     """
 
     evidence: RangeEvidence
     digest: int | None
     digest_function: str
+    quarantined: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +103,8 @@ class StagedSlice:
         checksum: Of all the file's bytes, as `<function>:<hex>`.
         rows: Number of rows in it.
         size_bytes: Its size.
-        ranges: The ranges it holds, as they were fetched.
+        ranges: The ranges it holds, as they were fetched; none of bad records.
+        bad: The bad records of these ranges, in a file of their own; None without any.
     """
 
     path: str
@@ -96,6 +112,7 @@ class StagedSlice:
     rows: int
     size_bytes: int
     ranges: tuple[StagedRange, ...]
+    bad: StagedSlice | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as values that JSON holds exactly: numbers that may pass 2**53 as text."""
@@ -105,6 +122,7 @@ class StagedSlice:
             "rows": self.rows,
             "size_bytes": self.size_bytes,
             "ranges": [_range_to_dict(one) for one in self.ranges],
+            "bad": None if self.bad is None else self.bad.to_dict(),
         }
 
     @classmethod
@@ -116,6 +134,7 @@ class StagedSlice:
             rows=values["rows"],
             size_bytes=values["size_bytes"],
             ranges=tuple(_range_from_dict(one) for one in values["ranges"]),
+            bad=None if values["bad"] is None else cls.from_dict(values["bad"]),
         )
 
 
@@ -135,7 +154,15 @@ class Reader(Protocol):
     def __exit__(self, *_: object) -> None: ...
 
 
-def stage(reader: Reader, fmt: Format, directory: Path, name: str, *, memory_bytes: int = 0) -> StagedSlice:
+def stage(
+    reader: Reader,
+    fmt: Format,
+    directory: Path,
+    name: str,
+    *,
+    memory_bytes: int = 0,
+    on_bad_record: OnBadRecord = "fail",
+) -> StagedSlice:
     """Read a slice to its end, decoded, with memory bounded whatever its size.
 
     A slice of at most `memory_bytes` stays in this process's memory, for a commit that follows in it: Kafka
@@ -146,55 +173,50 @@ def stage(reader: Reader, fmt: Format, directory: Path, name: str, *, memory_byt
 
     Raises:
         DiskFullError: No space is left.
-        KafkaAssetsError: As the reader or the format does.
+        BadRecordError: A record does not decode, and bad records are not to be set aside.
+        KafkaAssetsError: As the reader does.
     """
     path = directory / name
     digests = RangeDigests([one.range for one in reader.ranges], [one.name for one in fmt.columns])
-    kept: list[pa.RecordBatch] = []
-    file: _StagedFile | None = None
-    rows = size = 0
+    offsets = sum(one.range.size for one in reader.ranges)
+    rows, bad = _Part(path, offsets), _Part(path.with_name(f"{name}{_BAD}"), offsets)
     try:
         with reader:
             for raw in reader:
-                decoded = fmt.decode(raw)
-                digests.add(decoded)
-                rows += decoded.num_rows
-                size += decoded.nbytes
-                kept.append(decoded)
-                if file is None and size > memory_bytes:
-                    file = _StagedFile(path, decoded.schema, sum(one.range.size for one in reader.ranges))
-                if file is not None:
-                    file.write(kept)
-                    kept.clear()
-        if file is None and not memory_bytes:
-            file = _StagedFile(path, _schema(fmt), 0)
-        if file is not None:
-            file.finish()
+                decoded = decode(fmt, raw, on_bad_record)
+                if decoded.bad is not None:
+                    digests.add_bad(decoded.bad)
+                    bad.add(decoded.bad, memory_bytes - rows.size)
+                digests.add(decoded.rows)
+                rows.add(decoded.rows, memory_bytes - bad.size)
+        if not rows.added:
+            rows.add(_nothing(fmt), memory_bytes - 1)
+        counted = zip(reader.evidence, digests.totals, digests.bad, strict=True)
+        ranges = tuple(
+            StagedRange(evidence, total, DIGEST_FUNCTION, count) for evidence, total, count in counted
+        )
+        return rows.finish(ranges, bad.finish() if bad.added else None)
     except BaseException:
-        if file is not None:
-            file.abandon()
+        rows.abandon()
+        bad.abandon()
         raise
     finally:
         digests.close()
-    ranges = tuple(
-        StagedRange(evidence, total, DIGEST_FUNCTION)
-        for evidence, total in zip(reader.evidence, digests.totals, strict=True)
-    )
-    if file is not None:
-        return StagedSlice(str(path), file.checksum, rows, file.size, ranges)
-    place = f"{_MEMORY}{path}"
-    _kept[place] = pa.Table.from_batches(kept, kept[0].schema if kept else _schema(fmt))
-    return StagedSlice(place, "", rows, size, ranges)
 
 
-def _schema(fmt: Format) -> pa.Schema:
-    return fmt.decode(pa.RecordBatch.from_pylist([], schema=RAW_SCHEMA)).schema
+def _nothing(fmt: Format) -> pa.RecordBatch:
+    return fmt.decode(pa.RecordBatch.from_pylist([], schema=RAW_SCHEMA)).rows
 
 
 def discard(staged: StagedSlice) -> None:
     """Remove a slice that was committed, or that nobody will commit."""
+    if staged.bad is not None:
+        discard(staged.bad)
     if staged.path.startswith(_MEMORY):
         _kept.pop(staged.path, None)
+        filed = _filed.pop(staged.path, None)
+        if filed is not None:
+            discard(filed)
     else:
         Path(staged.path).unlink(missing_ok=True)
 
@@ -204,6 +226,35 @@ def discard_kept(staging: Path, stream: str, batch: str) -> None:
     start = f"{_MEMORY}{batch_directory(staging, stream, batch)}{os.sep}"
     for place in [place for place in _kept if place.startswith(start)]:
         del _kept[place]
+        _filed.pop(place, None)
+
+
+def is_kept(staged: StagedSlice) -> bool:
+    """Whether any of a slice was kept in this process's memory, rather than put into files."""
+    return staged.path.startswith(_MEMORY) or (staged.bad is not None and is_kept(staged.bad))
+
+
+def in_file(staged: StagedSlice) -> StagedSlice:
+    """Put what is kept of a slice in memory into its file, and describe that; whoever opens the slice gets it mapped.
+
+    Raises:
+        DiskFullError: No space is left; it is kept as it was.
+    """
+    bad = None if staged.bad is None else in_file(staged.bad)
+    if staged.path in _kept and staged.path not in _filed:
+        table = _kept[staged.path]
+        path = Path(staged.path.removeprefix(_MEMORY))
+        file = _StagedFile(path, table.schema, table.num_rows)
+        try:
+            file.write(table.to_batches())
+            file.finish()
+        except BaseException:
+            file.abandon()
+            raise
+        filed = replace(staged, path=str(path), checksum=file.checksum, size_bytes=file.size, bad=None)
+        _kept[staged.path] = open_staged(filed)
+        _filed[staged.path] = filed
+    return replace(_filed.get(staged.path, staged), bad=bad)
 
 
 def open_staged(staged: StagedSlice) -> pa.Table:
@@ -293,6 +344,45 @@ def generation_of(file: Path) -> int | None:
     return int(head) if head.isdecimal() else None
 
 
+class _Part:
+    """The rows of a slice, or its bad records, on their way into memory or a file."""
+
+    def __init__(self, path: Path, offsets: int) -> None:
+        self._path = path
+        self._offsets = offsets
+        self._kept: list[pa.RecordBatch] = []
+        self._file: _StagedFile | None = None
+        self._rows = 0
+        self.size = 0
+        self.added = False
+
+    def add(self, batch: pa.RecordBatch, memory_bytes: int) -> None:
+        """Take a batch; with the first that passes the memory there is, all goes into the file."""
+        self.added = True
+        self._rows += batch.num_rows
+        self.size += batch.nbytes
+        self._kept.append(batch)
+        if self._file is None and self.size > memory_bytes:
+            self._file = _StagedFile(self._path, batch.schema, self._offsets)
+        if self._file is not None:
+            self._file.write(self._kept)
+            self._kept.clear()
+
+    def finish(self, ranges: tuple[StagedRange, ...] = (), bad: StagedSlice | None = None) -> StagedSlice:
+        """Have it whole, and describe it."""
+        if self._file is not None:
+            self._file.finish()
+            return StagedSlice(str(self._path), self._file.checksum, self._rows, self._file.size, ranges, bad)
+        place = f"{_MEMORY}{self._path}"
+        _kept[place] = pa.Table.from_batches(self._kept)
+        return StagedSlice(place, "", self._rows, self.size, ranges, bad)
+
+    def abandon(self) -> None:
+        """Leave nothing."""
+        if self._file is not None:
+            self._file.abandon()
+
+
 class _StagedFile:
     """A slice being written: counted and checked on the way, under its own name only once it is whole."""
 
@@ -312,7 +402,8 @@ class _StagedFile:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             # Another run that has just committed the batch may remove the folder, empty as it is, in between.
             with suppress(FileNotFoundError):
-                return self._temporary.open("wb", buffering=0)
+                over = spares is not None and spares.take(self._temporary)
+                return self._temporary.open("r+b" if over else "wb", buffering=0)
 
     @property
     def checksum(self) -> str:
@@ -326,13 +417,17 @@ class _StagedFile:
     def finish(self) -> None:
         """Have it whole, under its name."""
         self._writer.close()
+        self._file.truncate()
         self._file.close()
+        if spares is not None:
+            spares.keep(self._temporary)
         self._temporary.rename(self._path)
 
     def abandon(self) -> None:
         """Leave nothing."""
         self._file.close()
         self._temporary.unlink(missing_ok=True)
+        self._path.unlink(missing_ok=True)
 
     def _append(self, data: memoryview) -> None:
         self._crc = zlib.crc32(data, self._crc)
@@ -411,6 +506,7 @@ def _range_to_dict(staged: StagedRange) -> dict[str, Any]:
         "end_proof": evidence.end_proof,
         "digest": None if staged.digest is None else str(staged.digest),
         "digest_function": staged.digest_function,
+        "quarantined": staged.quarantined,
     }
 
 
@@ -435,4 +531,6 @@ def _range_from_dict(values: Mapping[str, Any]) -> StagedRange:
         end_proof=values["end_proof"],
     )
     digest = values["digest"]
-    return StagedRange(evidence, None if digest is None else int(digest), values["digest_function"])
+    return StagedRange(
+        evidence, None if digest is None else int(digest), values["digest_function"], values["quarantined"]
+    )

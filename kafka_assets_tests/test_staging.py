@@ -16,11 +16,13 @@ from kafka_assets.errors import BadRecordError, DiskFullError
 from kafka_assets.fetch import RangeReader
 from kafka_assets.formats import get_format
 from kafka_assets.offsets import OffsetRange, PlannedRange
+from kafka_assets.records import BAD_SCHEMA
 from kafka_assets.staging import (
     BatchLock,
     StagedDamagedError,
     StagedSlice,
     batch_directory,
+    discard,
     generation_of,
     holder,
     is_held,
@@ -145,6 +147,55 @@ def test_nothing_is_left_of_a_slice_that_fails(bootstrap, topic, produce, tmp_pa
     produce(name, [b"fine", b"\xff"], 0)
     with pytest.raises(BadRecordError, match=rf"{name}\[0\]@1"):
         stage(reader(bootstrap, (name, 0, 0, 2)), UTF8, tmp_path, "0-a")
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("memory_bytes", [0, 1 << 20])
+def test_bad_records_are_staged_beside_the_rows(bootstrap, topic, produce, tmp_path, memory_bytes):
+    """Each record is once in one of the two, counted and digested by range, and both are checked and discarded."""
+    name = topic()
+    produce(name, [b"fine", b"\xff", b"fine", b"\xfe\xff"] * 25, 0)
+    ranges = [(name, 0, 0, 40), (name, 0, 40, 100)]
+    staged = stage(
+        reader(bootstrap, *ranges),
+        UTF8,
+        tmp_path,
+        "0-a",
+        memory_bytes=memory_bytes,
+        on_bad_record="quarantine",
+    )
+    assert StagedSlice.from_dict(json.loads(json.dumps(staged.to_dict()))) == staged
+    assert [one.quarantined for one in staged.ranges] == [20, 30]
+    assert [one.evidence.records for one in staged.ranges] == [40, 60]
+    rows, bad = open_staged(staged), open_staged(staged.bad)
+    assert bad.schema == BAD_SCHEMA
+    assert sorted(rows["_kafka_offset"].to_pylist() + bad["_kafka_offset"].to_pylist()) == list(range(100))
+    con = duckdb.connect()
+    expected = sum(
+        con.from_arrow(part).aggregate(digest_expression([column])).fetchall()[0][0]
+        for part, column in ((rows, "value"), (bad, "_kafka_value"))
+    )
+    assert sum(one.digest for one in staged.ranges) == expected
+    assert sorted(names(tmp_path)) == ([] if memory_bytes else ["0-a", "0-a-bad"])
+    if not memory_bytes:
+        assert generation_of(Path(staged.bad.path)) == 0
+        Path(staged.bad.path).write_bytes(b"")
+        with pytest.raises(StagedDamagedError):
+            open_staged(staged.bad)
+    discard(staged)
+    assert names(tmp_path) == []
+    with pytest.raises(StagedDamagedError):
+        open_staged(staged.bad)
+
+
+def test_nothing_is_left_of_bad_records_either(bootstrap, topic, produce, tmp_path, monkeypatch):
+    """Where the fetch fails later, the file of the bad records that were seen goes too."""
+    name = topic()
+    produce(name, [b"\xff"] * 100, 0)
+    given = reader(bootstrap, (name, 0, 0, 100))
+    monkeypatch.setattr(RangeReader, "evidence", property(lambda _: (_ for _ in ()).throw(KeyboardInterrupt)))
+    with pytest.raises(KeyboardInterrupt):
+        stage(given, UTF8, tmp_path, "0-a", on_bad_record="quarantine")
     assert names(tmp_path) == []
 
 

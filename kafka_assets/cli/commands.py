@@ -13,9 +13,11 @@ from rich.text import Text
 from kafka_assets import coverage, ledger
 from kafka_assets.cli.progress import progress_for
 from kafka_assets.errors import KafkaAssetsError, ProofFailedError, TopicMissingError, error_from_text
+from kafka_assets.fetcher import fetcher_for
 from kafka_assets.formats import get_format
+from kafka_assets.log import KafkaLog
 from kafka_assets.offsets import TopicPartition
-from kafka_assets.planner import check_table, propose, survey, utc_now
+from kafka_assets.planner import check_table, outstanding, propose, survey, utc_now
 from kafka_assets.statements import quote_table
 
 if TYPE_CHECKING:
@@ -23,11 +25,13 @@ if TYPE_CHECKING:
 
     from kafka_assets.cli.session import Session
     from kafka_assets.config import StreamConfig
+    from kafka_assets.fetcher import Fetcher
     from kafka_assets.ledger import PositionReport
     from kafka_assets.orchestration.ingest import Ingested
     from kafka_assets.planning import LogBounds
 
 CELL_WIDTH = 80
+LOOK_SECONDS = 3.0
 ALWAYS_SHOWN = ("loaded", "undeliverable", "pending")
 CLASSES = ("loaded", "filtered", "quarantined", "undeliverable", "lost", "removed", "pending")
 
@@ -41,7 +45,7 @@ def plan(session: Session, names: Sequence[str]) -> None:
             proposed = propose(stream, seen, log, now=utc_now())
         check_table(stream, session.warehouse)
         ranges = proposed.batches[0] if proposed.batches else ()
-        answer: dict[str, Any] = {"batch": None, "reason": proposed.reason}
+        answer: dict[str, Any] = {"batch": None, "reason": proposed.reason or proposed.limit}
         if ranges:
             answer["batch"] = {
                 "ranges": [
@@ -73,19 +77,38 @@ def plan(session: Session, names: Sequence[str]) -> None:
         ]
         title = f"{name}: next batch, at most {answer['batch']['records_at_most']:,} records"
         session.console.print(table_of(title, ("topic", "partition", "from", "until"), rows))
+        if answer["reason"]:
+            session.console.print(answer["reason"], markup=False, highlight=False)
 
 
 def ingest(session: Session, names: Sequence[str], timeout: float | None) -> None:
     """Drain streams up to the log ends seen now."""
+    streams = session.streams(names)
+    fetchers = {one.name: _fetcher_of(session, one) for one in streams[:1]}
+    try:
+        _ingest(session, streams, timeout, fetchers)
+    finally:
+        for fetcher in filter(None, fetchers.values()):
+            fetcher.close()
+
+
+def _ingest(
+    session: Session,
+    streams: Sequence[StreamConfig],
+    timeout: float | None,
+    fetchers: dict[str, Fetcher | None],
+) -> None:
     from kafka_assets.cli.execution import execution_of  # noqa: PLC0415  imports Dagster: half a second
     from kafka_assets.orchestration.ingest import ingest as drain  # noqa: PLC0415  imports Dagster: half a second
 
-    streams = session.streams(names)
     runtime, executor, _ = execution_of(session)
 
     def work(stream: StreamConfig) -> dict[str, Any]:
+        fetcher = fetchers.pop(stream.name, None)
         with progress_for(session, f"ingest {stream.name}") as progress:
-            return ingested_answer(drain(stream, runtime, executor, progress=progress, timeout=timeout))
+            return ingested_answer(
+                drain(stream, runtime, executor, progress=progress, timeout=timeout, fetcher=fetcher)
+            )
 
     answers = session.each(streams, work, {**ingested_answer(None)})
     if session.as_json:
@@ -94,15 +117,36 @@ def ingest(session: Session, names: Sequence[str], timeout: float | None) -> Non
     show_ingested(session, "ingested", answers)
 
 
+def _fetcher_of(session: Session, stream: StreamConfig) -> Fetcher | None:
+    """Start what fetches ahead while Dagster is still being imported, if there is much to fetch."""
+    try:
+        with KafkaLog(stream.kafka.resolve(), timeout=LOOK_SECONDS) as log:
+            return fetcher_for(session.config, stream, outstanding(survey(stream, session.warehouse, log)))
+    except KafkaAssetsError:
+        # The drain looks again, and says so.
+        return None
+
+
 def show_ingested(session: Session, title: str, answers: Mapping[str, Mapping[str, Any]]) -> None:
     """Show what runs of batches committed, a line for each stream."""
-    columns = ("stream", "batches", "records", "rows", "undeliverable", "lost", "seconds", "records/s")
+    columns = (
+        "stream",
+        "batches",
+        "records",
+        "rows",
+        "quarantined",
+        "undeliverable",
+        "lost",
+        "seconds",
+        "records/s",
+    )
     rows = [
         [
             name,
             len(answer["batches"]),
             answer["records"],
             answer["rows"],
+            answer["quarantined"],
             answer["undeliverable"],
             answer["lost"],
             answer["seconds"],
@@ -131,9 +175,11 @@ def status(session: Session, names: Sequence[str]) -> None:
         with session.warehouse.reading() as connection:
             positions = ledger.positions_report(connection, stream.name)
             counts = ledger.batch_counts(connection, stream.name)
+            quarantined = ledger.count_quarantined(connection, stream.name)
         answer: dict[str, Any] = {
             "table": str(stream.table),
             "batches": asdict(counts),
+            "quarantined": quarantined,
         }
         bounds = {}
         try:
@@ -153,7 +199,7 @@ def status(session: Session, names: Sequence[str]) -> None:
     answers = session.each(
         session.streams(names),
         work,
-        {"table": None, "batches": asdict(ledger.BatchCounts()), "partitions": []},
+        {"table": None, "batches": asdict(ledger.BatchCounts()), "quarantined": 0, "partitions": []},
     )
     if session.as_json:
         session.answer({"streams": answers})
@@ -173,6 +219,8 @@ def status(session: Session, names: Sequence[str]) -> None:
         if answer["table"] is None:
             continue
         counts = ", ".join(f"{count:,} {state}" for state, count in answer["batches"].items())
+        if answer["quarantined"]:
+            counts += f"; {answer['quarantined']:,} records in quarantine"
         rows = [[row[column] for column in columns] for row in answer["partitions"]]
         session.console.print(table_of(f"{name} into {answer['table']}: batches {counts}", columns, rows))
 

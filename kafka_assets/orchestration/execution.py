@@ -19,6 +19,7 @@ from dagster._core.definitions.job_base import InMemoryJob
 from dagster._core.definitions.repository_definition import SINGLETON_REPOSITORY_NAME
 from dagster._core.events import DagsterEvent
 from dagster._core.execution.api import create_execution_plan, execute_run
+from dagster._core.instance.ref import InstanceRef
 from dagster._core.remote_origin import (
     ManagedGrpcPythonEnvCodeLocationOrigin,
     RemoteJobOrigin,
@@ -53,6 +54,15 @@ DEFINITIONS_MODULE = "kafka_assets.definitions"
 NO_CHECKS = frozenset[dg.AssetCheckKey]()
 RUN_CONFIG: dict[str, object] = {"loggers": {"console": {}}}
 """Chooses the console logger of whoever executes: the quiet one here, the usual one when the UI runs it again."""
+
+
+_NO_CAPTURE = {
+    "compute_logs": {
+        "module": "dagster._core.storage.noop_compute_log_manager",
+        "class": "NoOpComputeLogManager",
+    }
+}
+"""What is printed goes to the terminal: to copy it to Dagster too would start four processes for each run."""
 
 
 def _quiet(_: dg.InitLoggerContext) -> logging.Logger:
@@ -90,7 +100,7 @@ def open_instance(folder: Path) -> dg.DagsterInstance:
         )
     try:
         with _one_at_a_time(settings):
-            return dg.DagsterInstance.from_config(str(home))
+            return dg.DagsterInstance.from_ref(InstanceRef.from_dir(str(home), overrides=_NO_CAPTURE))
     except Exception as error:
         # Of many kinds: Dagster's own, the YAML parser's, its storage's.
         raise ConfigInvalidError(

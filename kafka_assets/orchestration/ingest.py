@@ -20,11 +20,12 @@ from kafka_assets.errors import (
     RunFailedError,
     error_from_text,
 )
-from kafka_assets.fetcher import Fetcher
+from kafka_assets.fetcher import fetcher_for
 from kafka_assets.ledger import PlanConflictError
 from kafka_assets.orchestration.liveness import hold, release
 from kafka_assets.orchestration.prefetch import offer, withdraw
-from kafka_assets.planner import propose, read_state, record, survey, utc_now
+from kafka_assets.planner import outstanding, propose, read_state, record, survey, utc_now
+from kafka_assets.room import Room
 from kafka_assets.scope import WHOLE
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     import dagster as dg
 
     from kafka_assets.config import StreamConfig
+    from kafka_assets.fetcher import Fetcher
     from kafka_assets.ledger import BatchRow, Kind
     from kafka_assets.offsets import TopicPartition
     from kafka_assets.orchestration.execution import RunExecutor
@@ -43,9 +45,6 @@ if TYPE_CHECKING:
 WAIT_SECONDS = 0.2
 AHEAD = 2
 """Batches that wait, fetched, beside the one that is being committed."""
-
-WORTH_A_PROCESS = 200_000
-"""Offsets to drain from which on a process that fetches ahead is worth its start."""
 
 
 class Progress(Protocol):
@@ -93,13 +92,16 @@ def ingest(
     *,
     progress: Progress,
     timeout: float | None = None,
+    fetcher: Fetcher | None = None,
 ) -> Ingested:
     """Plan and run batches until every live offset below the log ends seen first is committed.
+
+    A `fetcher` that was started before is used, and closed at the end.
 
     Never raises a `KafkaAssetsError`: what was committed before it is part of the answer, which carries it.
     """
     deadline = None if timeout is None else time.monotonic() + timeout
-    drain = _Drain(stream, runtime, executor, progress, deadline)
+    drain = _Drain(stream, runtime, executor, progress, deadline, fetcher=fetcher)
     return _result_of(drain, drain.run)
 
 
@@ -142,6 +144,7 @@ class _Drain:
         *,
         kind: Kind = "live",
         keys: Collection[str] | None = None,
+        fetcher: Fetcher | None = None,
     ) -> None:
         self._stream = stream
         self._runtime = runtime
@@ -151,7 +154,7 @@ class _Drain:
         self._kind = kind
         self._keys = keys
         self.result = Ingested()
-        self._fetcher: Fetcher | None = None
+        self._fetcher = fetcher
         self._pool = ThreadPoolExecutor(1, thread_name_prefix=f"ahead-{stream.name}")
         self._ahead: deque[BatchRow] = deque()
         self._failed: set[str] = set()
@@ -160,7 +163,7 @@ class _Drain:
     def run(self) -> None:
         seen = self._survey()
         ends = {partition: bounds.end for partition, bounds in seen.bounds.items()}
-        self._begin(_outstanding(seen, ends))
+        self._begin(outstanding(seen))
         while True:
             self._check_deadline()
             planned = self._plan(ends)
@@ -178,7 +181,7 @@ class _Drain:
     def run_planned(self) -> None:
         """Run what is planned already, one batch an interval under a rate limit, and plan nothing."""
         self._begin(sum(planned.range.size for batch in self._open() for planned in batch.ranges))
-        limited = self._stream.max_records_per_partition_per_second is not None
+        limited = bool(self._stream.rate_limits)
         began: float | None = None
         while self._open():
             left = 0.0 if began is None else began + self._stream.interval - time.monotonic()
@@ -192,10 +195,10 @@ class _Drain:
                 time.sleep(WAIT_SECONDS)
         self._raise_what_remains()
 
-    def _begin(self, outstanding: int) -> None:
-        self._progress.total(outstanding)
-        if outstanding >= WORTH_A_PROCESS:
-            self._fetcher = Fetcher(self._runtime.config.path)
+    def _begin(self, offsets: int) -> None:
+        self._progress.total(offsets)
+        if self._fetcher is None:
+            self._fetcher = fetcher_for(self._runtime.config, self._stream, offsets)
 
     def close(self) -> None:
         if self._fetcher is not None:
@@ -223,7 +226,7 @@ class _Drain:
                     f"{stop.code}: {stop.message}"
                 )
             try:
-                keys = record(
+                record(
                     self._stream,
                     self._runtime.warehouse,
                     seen,
@@ -235,14 +238,10 @@ class _Drain:
                 continue
             self.result.lost += sum(loss.until_offset - loss.from_offset for loss in plan.losses)
             break
-        if keys or not plan.lag or self._stream.max_records_per_partition_per_second is None:
-            return None
-        last = seen.state.last_planned_at
-        since = (now - last).total_seconds() if last else 0.0
-        return max(0.0, self._stream.interval - since)
+        return plan.wait
 
     def _take(self) -> BatchRow | None:
-        """Return the next batch to run, with the one after it being fetched meanwhile."""
+        """Return the next batch to run, with those after it being fetched meanwhile."""
         known = {batch.batch for batch in self._ahead}
         for batch in self._open():
             if len(self._ahead) > AHEAD:
@@ -256,17 +255,27 @@ class _Drain:
         return [
             batch
             for batch in state.open_batches
-            if self._ours(batch) and not batch.blocked and batch.batch not in self._failed
+            if self._ours(batch)
+            and not batches.waits_for_a_person(self._stream, batch)
+            and batch.batch not in self._failed
         ]
 
     def _ours(self, batch: BatchRow) -> bool:
         return batch.kind == self._kind and (self._keys is None or batch.batch in self._keys)
 
     def _fetch_ahead(self, batch: BatchRow) -> None:
-        if self._fetcher is not None:
+        if self._fetcher is not None and self._may_fetch(batch):
             staged = self._pool.submit(self._fetcher.fetch, batch, name=f"ahead-{os.getpid()}")
             offer(self._stream.name, batch.batch, batch.generation, staged)
         self._ahead.append(batch)
+
+    def _may_fetch(self, batch: BatchRow) -> bool:
+        """Whether to fetch a batch ahead; its own run waits for room, or finds what was staged of it before."""
+        warehouse, limit = self._runtime.warehouse, self._runtime.config.warehouse.max_staged_bytes
+        if batches.staged_before(self._stream, warehouse, batch, [batch.ranges]) is not None:
+            return False
+        room = Room(warehouse, self._stream.name, batch.batch, limit=limit)
+        return room.try_take(self._stream.max_bytes_per_batch)
 
     def _execute(self, batch: BatchRow) -> None:
         run = self._executor.execute(self._stream, batch.batch)
@@ -294,7 +303,7 @@ class _Drain:
     def _wait(self, seconds: float) -> None:
         self._progress.say(
             f"stream {self._stream.name}: waiting {seconds:.1f} s for the rate limit"
-            f" (max_records_per_partition_per_second, one batch each {self._stream.interval:g} s)"
+            f" ({' and '.join(self._stream.rate_limits)}: one batch each {self._stream.interval:g} s)"
         )
         until = time.monotonic() + seconds
         while (left := until - time.monotonic()) > 0:
@@ -331,23 +340,6 @@ def _failure(executor: RunExecutor, run: dg.DagsterRun, batch: BatchRow) -> str:
     """
     told = executor.failure_of(run)
     return told if error_from_text(told).code != RunFailedError.code else batch.last_error or told
-
-
-def _outstanding(seen: Survey, ends: Mapping[TopicPartition, int]) -> int:
-    pending = sum(planned.range.size for batch in seen.state.open_batches for planned in batch.ranges)
-    positions = seen.state.positions
-    return pending + sum(
-        max(
-            0,
-            end
-            - (
-                positions[partition].planned_until
-                if partition in positions
-                else seen.bounds[partition].log_start
-            ),
-        )
-        for partition, end in ends.items()
-    )
 
 
 def replay(
