@@ -42,6 +42,7 @@ from kafka_assets.warehouse import CommitUnknownError
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    import duckdb
     import pyarrow as pa
 
     from kafka_assets.config import StreamConfig
@@ -152,16 +153,30 @@ def ranges_to_fetch(
         TopicRecreatedError: A range to be loaded is, and no topic id would tell the fetch so.
     """
     ranges = scope.of(batch.ranges) if batch.generation else batch.ranges
-    if not batch.generation and all(planned.topic_id is not None for planned in ranges):
-        return ranges
-    with warehouse.reading() as connection:
-        positions = ledger.read_stream(connection, stream.name).positions
+    if batch.generation or _without_id(ranges):
+        with warehouse.reading() as connection:
+            _check_incarnations(connection, stream, batch.generation, ranges)
+    return ranges
+
+
+def _without_id(ranges: Sequence[PlannedRange]) -> bool:
+    return any(planned.topic_id is None for planned in ranges)
+
+
+def _check_incarnations(
+    connection: duckdb.DuckDBPyConnection | None,
+    stream: StreamConfig,
+    generation: int,
+    ranges: Sequence[PlannedRange],
+) -> None:
+    """Refuse ranges of a topic that has begun anew, where no topic id would tell the fetch so."""
+    positions = ledger.read_stream(connection, stream.name).positions
     for planned in ranges:
         position = positions.get(planned.range.topic_partition)
         if position is None or planned.incarnation >= position.incarnation:
             continue
         # Without topic ids the fetch could not tell, and would read other records under these offsets.
-        if batch.generation:
+        if generation:
             raise RangeUnavailableError(
                 f"{planned.range} is of incarnation {planned.incarnation} of its topic, which has begun anew since"
                 f" (incarnation {position.incarnation}): Kafka no longer has these records. The rows stay as they"
@@ -171,9 +186,8 @@ def ranges_to_fetch(
             raise TopicRecreatedError(
                 f"{planned.range} was planned on incarnation {planned.incarnation} of its topic, which has begun anew"
                 f" since (incarnation {position.incarnation}), and no topic id was known then to tell their records"
-                " apart. Nothing was fetched. `kafka-assets reset` books the range as lost."
+                " apart. Nothing was loaded. `kafka-assets reset` books the range as lost."
             )
-    return ranges
 
 
 def slices_of(batch: BatchRow | KnownBatch, groups: int = 1) -> tuple[tuple[PlannedRange, ...], ...]:
@@ -430,6 +444,10 @@ def _commit_once(
     fmt = get_format(stream.format)
     try:
         with warehouse.writing(timeout) as connection:
+            ranges = [planned for one in staged for planned in _ranges(one)]
+            if not generation and _without_id(ranges):
+                # What was fetched while the warehouse was locked has not been compared with it.
+                _check_incarnations(connection, stream, 0, ranges)
             return commits.commit_batch(
                 connection,
                 stream.name,

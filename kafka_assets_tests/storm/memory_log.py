@@ -33,6 +33,14 @@ if TYPE_CHECKING:
 OPEN, ABORTED, MARKER, COMPACTED = "open", "aborted", "marker", "compacted"
 """What an offset holds instead of a record that can be delivered."""
 
+FIRST_MS = 1_700_000_000_000
+"""The time of a record at offset 0, in milliseconds since 1970."""
+
+
+def timestamp_ms(offset: int) -> int:
+    """Return the time of whatever is at an offset: a second for each offset."""
+    return FIRST_MS + 1000 * offset
+
 
 @dataclass
 class Partition:
@@ -117,13 +125,23 @@ class MemoryKafka:
     """The cluster.
 
     Attributes:
+        without_id: Topics whose ids the brokers do not give.
+        on_look: Called once, before the next answer to which topic-partitions there are.
         on_halfway: Called once in the middle of the next fetch.
         stale_reads: How many of the next bounds come from a replica that has not heard of the latest records.
     """
 
     topics: dict[str, Topic] = field(default_factory=dict)
+    without_id: set[str] = field(default_factory=set)
+    on_look: Callable[[], None] | None = None
     on_halfway: Callable[[], None] | None = None
     stale_reads: int = 0
+
+    def given_id(self, name: str) -> str | None:
+        return None if name in self.without_id else self.topics[name].topic_id
+
+    def __contains__(self, at: TopicPartition) -> bool:
+        return at.topic in self.topics and at.partition < len(self.topics[at.topic].partitions)
 
     def partition(self, at: TopicPartition) -> Partition:
         return self.topics[at.topic].partitions[at.partition]
@@ -140,10 +158,13 @@ class MemoryKafka:
 
     def topic_partitions(self, selection: TopicSelection) -> Discovery:
         assert isinstance(selection, Topics)
+        on_look, self.on_look = self.on_look, None
+        if on_look is not None:
+            on_look()
         return Discovery(
             tuple(sorted(at for at in self.partitions if at.topic in selection.names)),
             tuple(name for name in selection.names if name not in self.topics),
-            {name: topic.topic_id for name, topic in self.topics.items()},
+            {name: self.given_id(name) for name in self.topics},
         )
 
     def bounds(self, partitions: Collection[TopicPartition]) -> dict[TopicPartition, LogBounds]:
@@ -151,12 +172,10 @@ class MemoryKafka:
         self.stale_reads -= stale
         answer = {}
         for at in partitions:
-            if at.topic not in self.topics:
+            if at not in self:
                 continue
             log = self.partition(at)
-            bounds = LogBounds(
-                log.log_start, log.stable_end, log.end, self.topics[at.topic].topic_id, log.epoch
-            )
+            bounds = LogBounds(log.log_start, log.stable_end, log.end, self.given_id(at.topic), log.epoch)
             if stale:
                 middle = (log.log_start + log.stable_end) // 2
                 bounds = replace(bounds, end=middle, high_watermark=middle)
@@ -164,7 +183,13 @@ class MemoryKafka:
         return answer
 
     def offsets_at(self, timestamps_ms: Mapping[TopicPartition, int]) -> dict[TopicPartition, int | None]:
-        return dict.fromkeys(timestamps_ms)
+        return {
+            at: next(
+                (offset for offset in sorted(self.partition(at).entries) if timestamp_ms(offset) >= wanted),
+                None,
+            )
+            for at, wanted in timestamps_ms.items()
+        }
 
 
 class MemoryReader:
@@ -231,17 +256,17 @@ class MemoryReader:
         found = log.deliverable(progress.next, min(until, log.stable_end))
         if found:
             progress.deliver(np.array(list(found), np.int64))
-            progress.measure(10 * len(found), min(found), max(found))
+            progress.measure(10 * len(found), timestamp_ms(min(found)), timestamp_ms(max(found)))
             self._values[progress.planned.range.topic_partition] |= found
             yield _rows(progress.planned.range.topic_partition, found)
 
     def _check_topics(self) -> None:
         for planned in self.ranges:
             at = planned.range.topic_partition
-            topic = self._kafka.topics.get(at.topic)
-            if topic is None or at.partition >= len(topic.partitions):
+            if at not in self._kafka:
                 raise TopicMissingError(f"{planned.range}: there is no {at}")
-            if planned.topic_id not in (None, topic.topic_id):
+            given = self._kafka.given_id(at.topic)
+            if None not in (given, planned.topic_id) and given != planned.topic_id:
                 raise TopicRecreatedError(f"{planned.range}: {at.topic} is another topic")
 
 
@@ -252,7 +277,7 @@ def _rows(at: TopicPartition, found: Mapping[int, bytes]) -> pa.RecordBatch:
             "_kafka_topic": [at.topic] * count,
             "_kafka_partition": [at.partition] * count,
             "_kafka_offset": list(found),
-            "_kafka_timestamp": [1_700_000_000_000_000 + offset for offset in found],
+            "_kafka_timestamp": [1000 * timestamp_ms(offset) for offset in found],
             "_kafka_timestamp_type": ["create"] * count,
             "_kafka_key": [b"key"] * count,
             "_kafka_headers": [None] * count,
