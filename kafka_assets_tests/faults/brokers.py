@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from typing import TYPE_CHECKING
 
 from confluent_kafka import KafkaException
@@ -36,13 +37,15 @@ def add_partitions(bootstrap: str, topic: str, total: int) -> None:
 
 
 def create_placed(
-    bootstrap: str, topic: str, nodes: Sequence[int], config: Mapping[str, str] | None = None
-) -> None:
-    """Create a topic of one partition whose copies are on these nodes, the first of them leading."""
+    bootstrap: str, stem: str, nodes: Sequence[int], config: Mapping[str, str] | None = None
+) -> str:
+    """Create a topic of one partition whose copies are on these nodes, the first of them leading; its name."""
+    topic = f"{stem}_{uuid.uuid4().hex[:8]}"
     client = admin(bootstrap)
     wanted = NewTopic(topic, 1, replica_assignment=[list(nodes)], config=dict(config or {}))
     client.create_topics([wanted])[topic].result(30)
     wait_until(lambda: led(bootstrap, topic) == {0: nodes[0]}, f"node {nodes[0]} leads {topic}")
+    return topic
 
 
 def led(bootstrap: str, topic: str) -> dict[int, int]:

@@ -1,15 +1,62 @@
 from __future__ import annotations
 
+import json
+import os
+import re
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from kafka_assets.dev.broker import LocalKafka
 from kafka_assets_tests.faults.story import Story
+from kafka_assets_tests.storm.repeats import REPEATS, REPORT
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
+    from collections.abc import Callable, Generator, Iterator
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Repeat each test, if the storm asks for it."""
+    if (times := int(os.environ.get(REPEATS, "1"))) > 1:
+        metafunc.fixturenames.append("repetition")
+        metafunc.parametrize(
+            "repetition", range(times), ids=[f"repetition{number}" for number in range(times)]
+        )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Repeated: one repetition after the other, and all that needs the cluster in one worker."""
+    if REPEATS not in os.environ:
+        return
+    items.sort(key=_repetition)
+    for item in items:
+        if isinstance(item, pytest.Function) and "cluster" in item.fixturenames:
+            item.add_marker(pytest.mark.xdist_group("cluster"))
+
+
+def _repetition(item: pytest.Item) -> int:
+    spec = getattr(item, "callspec", None)
+    return int(spec.params.get("repetition", 0)) if spec else 0
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Repeated: write down how each test ended."""
+    report = yield
+    if (file := os.environ.get(REPORT)) and (report.when == "call" or report.failed):
+        name = re.sub(r"[-[]repetition\d+(\])", r"\1", item.nodeid.partition("@")[0])
+        line = json.dumps([_repetition(item), name, report.longreprtext if report.failed else ""])
+        # In one piece: other workers write there too.
+        with Path(file).open("ab", buffering=0) as reports:
+            reports.write(f"{line}\n".encode())
+    return report
+
+
+@pytest.fixture
+def repetition(request: pytest.FixtureRequest) -> int:
+    """The number of this run of a test."""
+    return int(request.param)
 
 
 @pytest.fixture(scope="package")

@@ -21,10 +21,10 @@ COUNT = 2000
 PAYLOADS = values(COUNT, size=1000)
 
 
-def fill(cluster: LocalKafka, topic: str, nodes: list[int]) -> list[Row]:
-    """Make a topic on these nodes, with more records than a fetch takes in one sip; the rows they become."""
-    create_placed(cluster.bootstrap_servers, topic, nodes)
-    return expected(topic, more(cluster, topic), PAYLOADS)
+def fill(cluster: LocalKafka, stem: str, nodes: list[int]) -> tuple[str, list[Row]]:
+    """Make a topic on these nodes, with more records than a fetch takes in one sip; and the rows they become."""
+    topic = create_placed(cluster.bootstrap_servers, stem, nodes)
+    return topic, expected(topic, more(cluster, topic), PAYLOADS)
 
 
 def more(cluster: LocalKafka, topic: str) -> list[tuple[int, int]]:
@@ -37,8 +37,10 @@ def test_a_broker_is_killed_in_the_midst_of_a_fetch_and_started_again(cluster, c
     And when leadership goes back to the old leader, in the midst of the next fetch, that one follows it: also
     where it is cut into slices, most of which begin under a leader that was not known when the plan before ended.
     """
-    story, bootstrap, copied, single = cluster_story, cluster.bootstrap_servers, "on_all", "on_two_alone"
-    rows = fill(cluster, copied, [2, 3, 1]) + fill(cluster, single, [2])
+    story, bootstrap = cluster_story, cluster.bootstrap_servers
+    copied, rows = fill(cluster, "on_all", [2, 3, 1])
+    single, of_single = fill(cluster, "on_two_alone", [2])
+    rows += of_single
     story.setting(topics=[copied, single], kafka=SIPPING)
     start = threading.Thread(target=cluster.start_node, args=(2,))
     story.midway(lambda: cluster.kill_node(2), start.start, after=100)
@@ -56,7 +58,7 @@ def test_a_broker_is_killed_in_the_midst_of_a_fetch_and_started_again(cluster, c
     def lead_again() -> None:
         client.elect_leaders(ElectionType.PREFERRED, [TopicPartition(copied, 0)]).result(30)
 
-    monkeypatch.setattr(batches, "slices_of", lambda batch: slice_ranges(batch.ranges, 2, smallest=100))
+    monkeypatch.setattr(batches, "slices_of", lambda batch, _=1: slice_ranges(batch.ranges, 2, smallest=100))
     story.midway(lead_again, after=100)
     story.ingest()
 
@@ -70,8 +72,8 @@ def test_a_broker_is_killed_in_the_midst_of_a_fetch_and_started_again(cluster, c
 
 def test_a_broker_that_freezes_and_goes_on(cluster, cluster_story):
     """It keeps its connections and says nothing; when it goes on within the stall timeout, so does the fetch."""
-    story, name = cluster_story, "on_three_alone"
-    rows = fill(cluster, name, [3])
+    story = cluster_story
+    name, rows = fill(cluster, "on_three_alone", [3])
     story.setting(topics=[name], kafka=SIPPING)
     story.midway(lambda: cluster.pause_node(3), lambda: cluster.resume_node(3), after=100)
 
@@ -86,8 +88,8 @@ def test_a_broker_that_stays_frozen_ends_the_fetch_and_a_later_one_makes_up_for_
 ):
     """Beyond the stall timeout the command ends with 4, try again: the batch stays planned, and then it is read."""
     monkeypatch.setattr(failures, "RETRIES", 0)
-    story, name = cluster_story, "frozen_for_long"
-    rows = fill(cluster, name, [3])
+    story = cluster_story
+    name, rows = fill(cluster, "frozen_for_long", [3])
     story.setting(topics=[name], kafka=SIPPING, stall_timeout="1s")
     story.midway(lambda: cluster.pause_node(3), after=100)
     try:

@@ -230,17 +230,17 @@ def test_a_run_terminated_while_it_waits_for_the_file(bench, topic, produce, hom
     (request,) = here.tick().requests
     batch = str(request.partition_key)
     planned = here.create_run(batch, {"dagster/run_key": str(request.run_key)})
-    turn = Path(f"{here.warehouse.path}.turn")
+    writers = Path(f"{here.warehouse.path}.writers")
     with child(run_in_child, here.config.path, home, planned.run_id, "before commit") as (process, pipe):
         assert pipe.recv() == "before commit"
         with here.warehouse.writing():
             pipe.send("go on")
-            wait_until(lambda: _is_locked(turn), "the run waits for the file")
+            wait_until(lambda: _waits(here.instance, planned.run_id), "the run waits for the file")
             here.instance.report_run_canceling(here.instance.get_run_by_id(planned.run_id))
             os.kill(process.pid, signal.SIGTERM)
             wait_until(pipe.poll, "the run ends")
             assert pipe.recv() == "CANCELED"
-            assert not _is_locked(turn)
+        assert not _is_locked(writers)
         assert not is_held(here.warehouse.staging, STREAM, batch)
         process.join(30)
 
@@ -251,6 +251,10 @@ def test_a_run_terminated_while_it_waits_for_the_file(bench, topic, produce, hom
     assert here.click(batch).is_success
     assert here.rows() == (5, 5)
     assert here.proof().ok
+
+
+def _waits(instance, run_id):
+    return any("was not free within" in entry.user_message for entry in instance.all_logs(run_id))
 
 
 def _is_locked(path):

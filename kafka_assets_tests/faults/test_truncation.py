@@ -17,10 +17,10 @@ def test_a_log_whose_end_was_cut_off_is_not_read_on_as_if_it_were_the_same(
     """
     monkeypatch.setattr(planner, "TRUNCATION_READ_SECONDS", 0.1)
     story, bootstrap = cluster_story, cluster.bootstrap_servers
-    short, regrown, healthy = "cut_short", "cut_and_regrown", "whole"
-    for name in (short, regrown):
-        create_placed(bootstrap, name, [1, 2], UNCLEAN)
-    create_placed(bootstrap, healthy, [3])
+    short, regrown = (
+        create_placed(bootstrap, stem, [1, 2], UNCLEAN) for stem in ("cut_short", "cut_and_regrown")
+    )
+    healthy = create_placed(bootstrap, "whole", [3])
     kept, taken_back, instead = values(10), values(10, first=10), values(30, first=100)
     before = [
         row for name in (short, regrown) for row in expected(name, produce(bootstrap, name, kept, 0), kept)

@@ -9,7 +9,7 @@ from datetime import timedelta
 import dagster as dg
 
 import kafka_assets
-from kafka_assets import batches
+from kafka_assets import batches, ledger
 from kafka_assets.orchestration import ingest as ingesting
 from kafka_assets.orchestration import sensors
 from kafka_assets.planner import utc_now
@@ -80,6 +80,27 @@ def test_an_old_instance_beside_a_newer_warehouse(bench, topic, produce, tmp_pat
         assert again.click(missing[1]).is_success
         assert again.rows() == (25, 25)
         assert again.proof().ok
+
+
+def test_an_old_instance_that_lacks_more_than_one_tick_compares(
+    bench, topic, produce, tmp_path, home, monkeypatch
+):
+    """However many it lacks, tick by tick all are reported, once."""
+    monkeypatch.setattr(ledger, "RECENT_BATCHES", 2)
+    monkeypatch.setattr(sensors, "REPORTED_AT_ONCE", 2)
+    name = topic()
+    here = bench(topics=[name])
+    loaded(here, produce, name)
+    shutil.copytree(home, tmp_path / "backup")
+    missing = [loaded(here, produce, name) for _ in range(5)]
+
+    with dg.DagsterInstance.from_config(str(tmp_path / "backup")) as older:
+        again = Bench(here.config.path, older)
+        later(monkeypatch, 400)
+        reported = [[str(one.partition) for one in again.tick().materializations] for _ in range(4)]
+        assert reported == [missing[:1], missing[1:3], missing[3:], []]
+        assert [len(again.materialized(key)) for key in missing] == [1] * 5
+        assert sorted(again.partition_keys())[1:] == missing
 
 
 def test_the_clock_goes_back(story, bench, topic, produce, monkeypatch):

@@ -24,7 +24,7 @@ from kafka_assets.config import load_config
 from kafka_assets.errors import WarehouseLockedError
 from kafka_assets.warehouse import Warehouse
 from kafka_assets_tests.faults.story import STREAM, expected
-from kafka_assets_tests.support.kafka import values, wait_until
+from kafka_assets_tests.support.kafka import delete_records, values, wait_until
 
 COMMANDS = ("plan", "status", "verify", "ingest")
 
@@ -123,6 +123,20 @@ def _end_once_waited_for(lock, mode, program):
 
     wait_until(taken, "ingest waits for the program")
     program.stdin.close()
+
+
+def test_what_ingest_could_not_commit_is_not_fetched_again(story, told, produce, bootstrap):
+    """The next `ingest` loads what was staged while another program had the file, though Kafka has lost it since."""
+    name, rows = told
+    rows += expected(name, produce(name, [b"staged"], 0), [b"staged"])
+    story.tick()
+    impatient(story, 0.3)
+    with held_by_a_program(file_of(story), "read"):
+        assert story.ingest(exit_code=4).code == "WAREHOUSE_LOCKED"
+    delete_records(bootstrap, name, {0: 11})
+    impatient(story, 60)
+    assert story.ingest().stream["rows"] == 1
+    goes_on(story, produce, told)
 
 
 def test_a_file_cut_short_is_refused_and_left_as_it_is(story, told, produce):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-import multiprocessing
 import os
 import random
 import shutil
@@ -12,9 +12,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections import Counter
-from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,35 +20,36 @@ import duckdb
 import yaml
 
 from kafka_assets.dev.topics import create_topic
-from kafka_assets_tests.storm import lives, points
+from kafka_assets_tests.storm import points
+from kafka_assets_tests.storm.dagster_dev import CODE_SERVER, DAEMON, PROJECT, RUN_WORKER, DagsterDev
 from kafka_assets_tests.storm.feed import Feed
+from kafka_assets_tests.storm.outcome import TAIL, Outcome, StormError, forks, words_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from multiprocessing.context import ForkServerProcess
 
-PROJECT = Path(__file__).parents[2]
 STREAM = "orders"
 PARTITIONS = 3
 RATE = 150
 LIFE_SECONDS = 2.0
-POINT_SECONDS = 10.0
-START_SECONDS = 120.0
-TICK_SECONDS = 30.0
-TAIL = 3000
-RUN_WORKER = "spawn_main"
-"""In the command of the processes that a code server starts for runs."""
-TOKEN = "KAFKA_ASSETS_STORM_TOKEN"  # noqa: S105  marks the processes of a storm
+POINT_SECONDS = 60.0
+"""How long a point is waited for. On a quiet machine all are met within a few."""
+MOST_CALLS = 3
 
 AT_POINTS = [*points.PLAN, *points.FETCH, *points.STAGE, *points.COMMIT, *points.INGEST]
 AT_WORKER_POINTS = [*points.WORKER, *points.FETCH, *points.STAGE, *points.COMMIT]
 AT_TICK_POINTS = [*points.PLAN, *points.TICK]
-
-_forks = multiprocessing.get_context("forkserver")
-
-
-class StormError(AssertionError):
-    """Something did what it must never do."""
+AT_A_POINT = "code server, at a point"
+SERVICES = [AT_A_POINT, "daemon", AT_A_POINT, "code server", AT_A_POINT, "everything"]
+PLACES = {
+    *(f"command, {name}" for name in AT_POINTS),
+    "command, at a random moment",
+    *(f"run worker, {name}" for name in AT_WORKER_POINTS),
+    "run worker, at a random moment",
+    *(f"code server, {name}" for name in AT_TICK_POINTS),
+    *(f"{name}, at a random moment" for name in SERVICES if name != AT_A_POINT),
+}
 
 
 @dataclass(frozen=True)
@@ -61,39 +60,42 @@ class Shares:
     workers: int
     services: int
 
-    @classmethod
-    def of(cls, kills: int) -> Shares:
-        services = kills // 40
-        workers = kills // 5
-        return cls(kills - workers - services, workers, services)
-
-
-@dataclass
-class Outcome:
-    """What came of it; `at` counts the kills by their place."""
-
-    at: Counter[str] = field(default_factory=Counter)
-    records: int = 0
-    lost: int = 0
-    doubled: int = 0
-    wrong: int = 0
-    problems: list[str] = field(default_factory=list)
-    seconds: float = 0.0
-
-    @property
-    def kills(self) -> int:
-        return self.at.total()
-
-    @property
-    def holds(self) -> bool:
-        return not (self.lost or self.doubled or self.wrong or self.problems)
-
-    def __str__(self) -> str:
-        return (
-            f"{self.kills:,} kills in {self.seconds:,.0f} s, {self.records:,} records: {self.lost} lost,"
-            f" {self.doubled} doubled, {self.wrong} with another value or never committed,"
-            f" {len(self.problems)} problems in the proof"
+    def part(self, number: int, of: int) -> Shares:
+        """Return what one of several that share these has to do."""
+        return Shares(
+            *(count // of + (number < count % of) for count in (self.cli, self.workers, self.services))
         )
+
+
+class Deck:
+    """Names in a random order, over and over; each taken by one of several that share it.
+
+    Args:
+        names: What is dealt.
+        seed: The same for all that share it.
+        number: Of the one who takes.
+        of: How many share it.
+    """
+
+    def __init__(self, names: Sequence[str], *, seed: int, number: int, of: int) -> None:
+        self._dealt = itertools.islice(_shuffled(names, seed), number, None, of)
+        self._missed: list[str] = []
+        self._again: str | None = None
+
+    def take(self) -> str:
+        self._again = self._missed.pop() if self._missed else None
+        return self._again or next(self._dealt)
+
+    def missed(self, name: str) -> None:
+        """It did not come to that: it is dealt once more."""
+        if name != self._again:
+            self._missed.append(name)
+
+
+def _shuffled(names: Sequence[str], seed: int) -> Iterator[str]:
+    choice = random.Random(seed)  # noqa: S311  an order, not a secret
+    while True:
+        yield from choice.sample(names, len(names))
 
 
 class Storm:
@@ -102,22 +104,36 @@ class Storm:
     Args:
         folder: An empty folder.
         bootstrap: A Kafka of which a topic is used.
-        seed: Of the moments.
+        seed: Of the moments, and of what is shared with others.
         say: Told how far it is.
+        number: Of this one among those that go on side by side.
+        of: How many they are.
     """
 
-    def __init__(self, folder: Path, bootstrap: str, *, seed: int, say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        bootstrap: str,
+        *,
+        seed: int,
+        say: Callable[[str], None],
+        number: int = 0,
+        of: int = 1,
+    ) -> None:
         self.folder = folder
         self.bootstrap = bootstrap
         self.topic = f"storm_{uuid.uuid4().hex[:8]}"
-        self.outcome = Outcome()
-        self._choice = random.Random(seed)  # noqa: S311  moments, not secrets
+        self.outcome = Outcome(places=set(PLACES))
+        self._choice = random.Random(f"{seed}/{number}")  # noqa: S311  moments, not secrets
+        self._number = number
         self._say = say
         self._nonce = 0
-        self._token = uuid.uuid4().hex
         self._armed = folder / "armed"
+        self._points, self._worker_points, self._tick_points, self._services = (
+            Deck(names, seed=seed, number=number, of=of)
+            for names in (AT_POINTS, AT_WORKER_POINTS, AT_TICK_POINTS, SERVICES)
+        )
         create_topic(bootstrap, self.topic, PARTITIONS)
-        self._write_streams(max_records_per_batch=60, max_batches_in_flight=10)
         shutil.copy(PROJECT / "workspace.yaml", folder)
         instance = yaml.safe_load((PROJECT / "dagster.yaml").read_text())
         instance["run_monitoring"] |= {"poll_interval_seconds": 2, "start_timeout_seconds": 20}
@@ -125,6 +141,7 @@ class Storm:
         instance["concurrency"] = {"runs": {"max_concurrent_runs": 12}}
         (folder / "dagster.yaml").write_text(json.dumps(instance))
         self._feed = Feed(bootstrap, self.topic, partitions=PARTITIONS, rate=RATE)
+        self._dagster = DagsterDev(folder, {points.ARMED: str(self._armed), points.FILES: points.SOME})
 
     def _write_streams(self, **limits: int) -> None:
         stream = {"topics": [self.topic], "interval": "1s", "max_attempts": 1000, **limits}
@@ -141,40 +158,40 @@ class Storm:
         Raises:
             StormError: A process ended by itself with an error.
         """
-        began = time.monotonic()
         self._feed.transact()
         self._feed.start()
+        # Some have Dagster take up what commands left, and some the other way about.
+        first = (self.kill_commands, self.kill_dagster)
         try:
-            self.kill_commands(shares.cli)
-            if shares.workers or shares.services:
-                self.kill_dagster(shares.workers, shares.services)
+            for kill in first if self._number % 2 == 0 else reversed(first):
+                kill(shares)
         finally:
             self._feed.stop()
         self.settle()
-        self.outcome.seconds = time.monotonic() - began
         return self.outcome
 
     # The command line.
 
-    def kill_commands(self, kills: int) -> None:
+    def kill_commands(self, shares: Shares) -> None:
         """Kill `ingest` and `replay`, sometimes two at once, at named points and at random moments."""
-        _forks.set_forkserver_preload([lives.__name__])
-        names = self._shuffled(AT_POINTS)
-        done = 0
-        while done < kills:
-            name = next(names) if self._choice.random() < 0.7 else None
-            many = min(kills - done, 2 if self._choice.random() < 0.25 else 1)
+        self._write_streams(max_records_per_batch=60, max_batches_in_flight=10)
+        left = shares.cli
+        while left:
+            name = self._points.take() if self._choice.random() < 0.7 else None
+            many = min(left, 2 if self._choice.random() < 0.25 else 1)
             self._end_lives([self._begin(name) for _ in range(many)], name)
-            done += many
-            self._tell(done, kills, "commands")
+            left -= many
+            self._tell(left, "commands")
 
     def _begin(self, name: str | None) -> ForkServerProcess:
+        from kafka_assets_tests.storm import lives  # noqa: PLC0415  imports Dagster
+
         command = ["ingest"]
         everywhere = name is None or name in points.FETCH or name in points.COMMIT
         if everywhere and self._choice.random() < 0.2 and (committed := self._committed()):
             command = ["replay", STREAM, self._choice.choice(committed)]
         files = name in points.STAGE or self._choice.random() < 0.3
-        process = _forks.Process(
+        process = forks().Process(
             target=lives.live, args=(self.folder, command), kwargs={"files": files, "again": True}
         )
         process.start()
@@ -193,14 +210,14 @@ class Storm:
             return [batch for (batch,) in found.fetchall()]
 
     def _end_lives(self, processes: Sequence[ForkServerProcess], name: str | None) -> None:
+        dead = None
         if name is not None:
-            self._arm(name)
-            deadline = time.monotonic() + POINT_SECONDS
-            while time.monotonic() < deadline and all(one.is_alive() for one in processes):
-                time.sleep(0.01)
+            # In a command that goes on for ever each is met again.
+            self._arm(name, self._choice.randint(1, MOST_CALLS))
+            self._await(lambda: not all(one.is_alive() for one in processes))
             dead = points.disarm(self._armed)
-        else:
-            dead = None
+            if dead is None:
+                self._points.missed(name)
         for process in processes:
             # At a random moment, the other one of two included.
             if process.pid != dead:
@@ -208,111 +225,70 @@ class Storm:
                 process.kill()
             process.join()
             if process.exitcode != -signal.SIGKILL:
-                raise StormError(f"a command ended with {process.exitcode}:\n{self._words('words')}")
-            self.outcome.at[str(name) if process.pid == dead else "command, at a random moment"] += 1
+                raise StormError(f"a command ended with {process.exitcode}:\n{words_in(self.folder)}")
+            self.outcome.at[f"command, {name if process.pid == dead else 'at a random moment'}"] += 1
 
     # Dagster.
 
-    def kill_dagster(self, workers: int, services: int) -> None:
+    def kill_dagster(self, shares: Shares) -> None:
         """Kill run workers, and now and then the daemon, the code server or everything, under `dagster dev`."""
-        worker_points, tick_points = self._shuffled(AT_WORKER_POINTS), self._shuffled(AT_TICK_POINTS)
+        workers, services = shares.workers, shares.services
         each = -(-workers // (services + 1))
+        self._write_streams(max_records_per_batch=200, max_batches_in_flight=60)
         try:
             while workers or services:
-                self._start_dagster()
+                self._dagster.start()
                 for _ in range(min(each, workers)):
-                    self._kill_worker(next(worker_points))
+                    self._kill_worker(self._worker_points.take() if self._choice.random() < 0.6 else None)
                     workers -= 1
-                    self._tell(workers, 0, "run workers left")
+                    self._tell(workers, "run workers")
                 if services:
-                    self._kill_service(next(tick_points))
+                    self._kill_service(self._services.take())
                     services -= 1
-                    self._tell(services, 0, "services left")
+                    self._tell(services, "services")
                 self._kill_all()
         finally:
             self._kill_all()
 
-    def _start_dagster(self) -> None:
-        env = {
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent / "hook"), str(PROJECT)]),
-            points.ARMED: str(self._armed),
-            points.FILES: str(self._choice.randrange(2)),
-            TOKEN: self._token,
-        }
-        for foreign in ("DAGSTER_HOME", "KAFKA_ASSETS_CONFIG"):
-            env.pop(foreign, None)
-        with (self.folder / "dagster-words").open("ab") as output:
-            self._dagster = subprocess.Popen(
-                [sys.executable, "-m", "dagster", "dev", "-h", "127.0.0.1", "-p", str(_free_port())],
-                cwd=self.folder,
-                env=env,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,
-            )
-        self._await(lambda: self._pids(RUN_WORKER), START_SECONDS, "a run worker")
-
-    def _kill_worker(self, name: str) -> None:
-        if self._choice.random() < 0.6:
-            self._arm(name)
-            deadline = time.monotonic() + POINT_SECONDS
-            while time.monotonic() < deadline and self._armed.exists():
-                time.sleep(0.02)
-            if points.disarm(self._armed):
+    def _kill_worker(self, name: str | None) -> None:
+        if name is not None:
+            # Of most of them there is one call in a run.
+            calls = self._choice.randint(1, MOST_CALLS) if name in points.OFTEN else 1
+            if self._dead_at(name, calls):
                 self.outcome.at[f"run worker, {name}"] += 1
                 return
+            self._worker_points.missed(name)
         while True:
-            pids = self._await(lambda: self._pids(RUN_WORKER), START_SECONDS, "a run worker")
+            self._dagster.await_any(RUN_WORKER)
             time.sleep(self._choice.uniform(0, 3))
-            with suppress(ProcessLookupError):
-                os.kill(self._choice.choice(pids), signal.SIGKILL)
+            workers = self._dagster.pids(RUN_WORKER)
+            if workers and self._dagster.kill(self._choice.choice(workers)):
                 self.outcome.at["run worker, at a random moment"] += 1
                 return
 
-    def _kill_service(self, name: str) -> None:
-        which = self._choice.choice(["daemon", "code server at a point", "code server", "everything"])
-        if which == "code server at a point":
-            self._arm(name)
-            deadline = time.monotonic() + TICK_SECONDS
-            while time.monotonic() < deadline and self._armed.exists():
-                time.sleep(0.02)
-            if points.disarm(self._armed):
+    def _kill_service(self, which: str) -> None:
+        if which == AT_A_POINT:
+            name = self._tick_points.take()
+            if self._dead_at(name, 1):
                 self.outcome.at[f"code server, {name}"] += 1
                 return
+            self._tick_points.missed(name)
             which = "code server"
         time.sleep(self._choice.uniform(0, 5))
         if which == "everything":
             self._kill_all()
         else:
-            words = "dagster._daemon" if which == "daemon" else "grpc"
-            pids = self._await(lambda: self._pids(words), START_SECONDS, which)
-            for pid in pids:
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+            for pid in self._dagster.await_any(DAEMON if which == "daemon" else CODE_SERVER):
+                self._dagster.kill(pid)
         self.outcome.at[f"{which}, at a random moment"] += 1
 
-    def _pids(self, words: str = "") -> list[int]:
-        """The processes of this storm's Dagster whose command has these words."""
-        found = []
-        mark = f"{TOKEN}={self._token}".encode()
-        for place in Path("/proc").glob("[0-9]*"):
-            with suppress(OSError):
-                if (
-                    mark in (place / "environ").read_bytes()
-                    and words.encode() in (place / "cmdline").read_bytes()
-                ):
-                    found.append(int(place.name))
-        return found
+    def _dead_at(self, name: str, calls: int) -> bool:
+        self._arm(name, calls)
+        self._await(lambda: not self._armed.exists())
+        return points.disarm(self._armed) is not None
 
     def _kill_all(self) -> None:
-        """Kill what is left of Dagster, as a power cut would."""
-        while pids := self._pids():
-            for pid in pids:
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            with suppress(subprocess.TimeoutExpired):
-                self._dagster.wait(0.1)
+        self._dagster.kill_all()
         points.disarm(self._armed)
 
     # The end.
@@ -349,35 +325,15 @@ class Storm:
 
     # Small things.
 
-    def _shuffled(self, names: Sequence[str]) -> Iterator[str]:
-        while True:
-            yield from self._choice.sample(names, len(names))
-
-    def _arm(self, name: str) -> None:
+    def _arm(self, name: str, calls: int) -> None:
         self._nonce += 1
-        points.arm(self._armed, name, self._choice.choice([1, 1, 1, 2, 3]), self._nonce)
+        points.arm(self._armed, name, calls, self._nonce)
 
-    def _await(self, look: Callable[[], list[int]], seconds: float, what: str) -> list[int]:
-        deadline = time.monotonic() + seconds
-        while not (found := look()):
-            if time.monotonic() > deadline:
-                raise StormError(f"no {what} within {seconds:g} s:\n{self._words('dagster-words')}")
-            time.sleep(0.05)
-        return found
+    def _await(self, condition: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + POINT_SECONDS
+        while time.monotonic() < deadline and not condition():
+            time.sleep(0.02)
 
-    def _words(self, name: str) -> str:
-        return (self.folder / name).read_text(errors="replace")[-TAIL:]
-
-    def _tell(self, done: int, kills: int, what: str) -> None:
-        if done % 25 == 0:
-            self._say(
-                f"{done:,}{f' of {kills:,}' if kills else ''} {what}; {self.outcome.kills:,} kills so far"
-            )
-
-
-def _free_port() -> int:
-    import socket  # noqa: PLC0415  for this alone
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    def _tell(self, left: int, what: str) -> None:
+        if left % 25 == 0:
+            self._say(f"{self.outcome.kills:,} kills so far, {left:,} of {what} left")

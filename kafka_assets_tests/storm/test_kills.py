@@ -7,6 +7,7 @@ import pytest
 
 from kafka_assets_tests.storm import points
 from kafka_assets_tests.storm.kills import Shares, Storm
+from kafka_assets_tests.storm.verbs import Verbs
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,6 +22,16 @@ def test_kills_at_named_points_and_random_moments_lose_and_double_nothing(
     assert outcome.holds, outcome
     assert outcome.kills == 15
     assert outcome.records
+
+
+@pytest.mark.timeout(600)
+def test_a_verb_that_is_killed_and_said_again_leads_where_it_leads_undisturbed(
+    tmp_path: Path, bootstrap: str
+) -> None:
+    """Each verb is killed before some of its steps, in its transactions and between the ledger and Dagster."""
+    outcome = Verbs(tmp_path, bootstrap, seed=4).run(12)
+    assert outcome.holds, outcome.problems
+    assert outcome.kills == 12
 
 
 @pytest.mark.parametrize("name", points.POINTS)
