@@ -444,7 +444,8 @@ def _commit_once(
     fmt = get_format(stream.format)
     try:
         with warehouse.writing(timeout) as connection:
-            ranges = [planned for one in staged for planned in _ranges(one)]
+            read = [piece.evidence for one in staged for piece in one.ranges if piece.evidence.records]
+            ranges = [evidence.planned for evidence in read]
             if not generation and _without_id(ranges):
                 # What was fetched while the warehouse was locked has not been compared with it.
                 _check_incarnations(connection, stream, 0, ranges)
