@@ -7,7 +7,7 @@ ARGS ?=
 WORKERS ?= -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help dev demo test check storm bench bench-receiver clean
+.PHONY: help dev demo test check storm bench bench-receiver bench-live bench-readers bench-scale clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -35,6 +35,15 @@ bench: $(INSTALLED) ## the measurements behind what is claimed about speed
 
 bench-receiver: $(INSTALLED) ## Spark's older Receiver beside the direct way, under 100 kills
 	$(BIN)/python -m benchmarks.receiver $(ARGS)
+
+bench-live: $(INSTALLED) ## latency, backlog, idle cost, ticks and memory under `dagster dev`
+	$(BIN)/python -m benchmarks.live $(ARGS)
+
+bench-readers: $(INSTALLED) ## how long a dashboard waits while batches are committed
+	$(BIN)/python -m benchmarks.readers $(ARGS)
+
+bench-scale: $(INSTALLED) ## commits, plans and proofs with 100 million rows behind them
+	$(BIN)/python -m benchmarks.scale $(ARGS)
 
 clean: ## remove the environment, the demo and caches; data/ and .dagster/ stay
 	rm -rf $(VENV) .demo dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
