@@ -20,7 +20,7 @@ from kafka_assets.staging import batch_directory, stage
 from kafka_assets.starting import AtTimestamp
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     import pyarrow as pa
 
@@ -122,11 +122,23 @@ def propose(
         for batch in seen.state.open_batches
         if batch.blocked and (batch.last_error or "").partition(":")[0] in moves.STOPPED_CODES
     ]
+    moved = moves.move(sight, target, limits=limits_of(stream, seen.state), keep_hole=keep_hole)
     return Proposal(
-        seen,
-        moves.move(sight, target, limits=limits_of(stream, seen.state), keep_hole=keep_hole),
-        moves.settlements(open_batches, stopped, sight),
+        seen, moved, moves.settlements(open_batches, {*stopped, *_last_chances(open_batches, moved)}, sight)
     )
+
+
+def _last_chances(open_batches: Mapping[str, Sequence[PlannedRange]], moved: moves.Moves) -> set[str]:
+    """Return the batches with a range that no topic id tells from the incarnation that is about to begin."""
+    begun = moved.plan.positions
+    return {
+        key
+        for key, ranges in open_batches.items()
+        for planned in ranges
+        if planned.topic_id is None
+        and (position := begun.get(planned.range.topic_partition)) is not None
+        and position.incarnation > planned.incarnation
+    }
 
 
 def apply(
@@ -149,10 +161,9 @@ def apply(
     done: Applied | None = None
     while True:
         proposal = propose(stream, warehouse, log, target, keep_hole=keep_hole)
-        if done is None:
-            done = Applied(proposal)
-            if proposal.settlements:
-                _settle_all(stream, warehouse, open_runs(), done)
+        done = done or Applied(proposal)
+        if proposal.settlements:
+            _settle_all(stream, warehouse, open_runs(), proposal, done)
         done.proposal = replace(done.proposal, seen=proposal.seen, moves=proposal.moves)
         try:
             done.holes = record(
@@ -163,8 +174,10 @@ def apply(
         return done
 
 
-def _settle_all(stream: StreamConfig, warehouse: Warehouse, runs: BatchRuns, done: Applied) -> None:
-    wanted = [(done.proposal.batch(one), one) for one in done.proposal.settlements]
+def _settle_all(
+    stream: StreamConfig, warehouse: Warehouse, runs: BatchRuns, proposal: Proposal, done: Applied
+) -> None:
+    wanted = [(proposal.batch(one), one) for one in proposal.settlements]
     held: list[BatchRow] = []
     try:
         for batch, _ in wanted:

@@ -61,10 +61,16 @@ class Shares:
     services: int
 
     def part(self, number: int, of: int) -> Shares:
-        """Return what one of several that share these has to do."""
-        return Shares(
-            *(count // of + (number < count % of) for count in (self.cli, self.workers, self.services))
-        )
+        """Return what one of several has to do that share these; those of Dagster, which compute most, every other."""
+
+        def share(count: int, number: int, of: int) -> int:
+            return count // of + (number < count % of)
+
+        cli = share(self.cli, number, of)
+        if of > 1 and number % 2 == 0:
+            return Shares(cli, 0, 0)
+        each = (number // 2, max(1, of // 2))
+        return Shares(cli, share(self.workers, *each), share(self.services, *each))
 
 
 class Deck:
@@ -130,15 +136,21 @@ class Storm:
         self._nonce = 0
         self._armed = folder / "armed"
         self._points, self._worker_points, self._tick_points, self._services = (
-            Deck(names, seed=seed, number=number, of=of)
-            for names in (AT_POINTS, AT_WORKER_POINTS, AT_TICK_POINTS, SERVICES)
+            Deck(names, seed=seed, number=at, of=among)
+            for names, at, among in (
+                (AT_POINTS, number, of),
+                *(
+                    (names, number // 2, max(1, of // 2))
+                    for names in (AT_WORKER_POINTS, AT_TICK_POINTS, SERVICES)
+                ),
+            )
         )
         create_topic(bootstrap, self.topic, PARTITIONS)
         shutil.copy(PROJECT / "workspace.yaml", folder)
         instance = yaml.safe_load((PROJECT / "dagster.yaml").read_text())
-        instance["run_monitoring"] |= {"poll_interval_seconds": 2, "start_timeout_seconds": 20}
-        # Each that is killed keeps its place for a minute.
-        instance["concurrency"] = {"runs": {"max_concurrent_runs": 12}}
+        instance["run_monitoring"] |= {"poll_interval_seconds": 2, "start_timeout_seconds": 60}
+        # Each that is killed keeps its place for half a minute.
+        instance["concurrency"] = {"runs": {"max_concurrent_runs": 8}}
         (folder / "dagster.yaml").write_text(json.dumps(instance))
         self._feed = Feed(bootstrap, self.topic, partitions=PARTITIONS, rate=RATE)
         self._dagster = DagsterDev(folder, {points.ARMED: str(self._armed), points.FILES: points.SOME})
@@ -160,10 +172,10 @@ class Storm:
         """
         self._feed.transact()
         self._feed.start()
-        # Some have Dagster take up what commands left, and some the other way about.
-        first = (self.kill_commands, self.kill_dagster)
+        # Dagster takes up what commands left, or the other way about.
+        kinds = (self.kill_commands, self.kill_dagster)
         try:
-            for kill in first if self._number % 2 == 0 else reversed(first):
+            for kill in kinds if self._number % 4 < 2 else reversed(kinds):
                 kill(shares)
         finally:
             self._feed.stop()
@@ -254,7 +266,7 @@ class Storm:
         if name is not None:
             # Of most of them there is one call in a run.
             calls = self._choice.randint(1, MOST_CALLS) if name in points.OFTEN else 1
-            if self._dead_at(name, calls):
+            if self._dead_at(name, calls, RUN_WORKER):
                 self.outcome.at[f"run worker, {name}"] += 1
                 return
             self._worker_points.missed(name)
@@ -269,7 +281,7 @@ class Storm:
     def _kill_service(self, which: str) -> None:
         if which == AT_A_POINT:
             name = self._tick_points.take()
-            if self._dead_at(name, 1):
+            if self._dead_at(name, 1, CODE_SERVER):
                 self.outcome.at[f"code server, {name}"] += 1
                 return
             self._tick_points.missed(name)
@@ -282,8 +294,8 @@ class Storm:
                 self._dagster.kill(pid)
         self.outcome.at[f"{which}, at a random moment"] += 1
 
-    def _dead_at(self, name: str, calls: int) -> bool:
-        self._arm(name, calls)
+    def _dead_at(self, name: str, calls: int, who: str) -> bool:
+        self._arm(name, calls, who)
         self._await(lambda: not self._armed.exists())
         return points.disarm(self._armed) is not None
 
@@ -325,9 +337,9 @@ class Storm:
 
     # Small things.
 
-    def _arm(self, name: str, calls: int) -> None:
+    def _arm(self, name: str, calls: int, who: str = "") -> None:
         self._nonce += 1
-        points.arm(self._armed, name, calls, self._nonce)
+        points.arm(self._armed, name, calls, self._nonce, who)
 
     def _await(self, condition: Callable[[], bool]) -> None:
         deadline = time.monotonic() + POINT_SECONDS

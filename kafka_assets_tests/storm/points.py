@@ -91,10 +91,10 @@ POINTS = {**PLAN, **FETCH, **STAGE, **COMMIT, **INGEST, **WORKER, **TICK}
 _calls: Counter[str] = Counter()
 
 
-def arm(file: Path, name: str, call: int, nonce: int) -> None:
-    """Have the process die that comes to a point for the n-th time from now on."""
+def arm(file: Path, name: str, call: int, nonce: int, who: str = "") -> None:
+    """Have the process die that comes to a point for the n-th time from now on, with `who` in its command."""
     fresh = file.with_name(f"{file.name}.new")
-    fresh.write_text(f"{name}\n{call}\n{nonce}")
+    fresh.write_text(f"{name}\n{call}\n{nonce}\n{who}")
     fresh.rename(file)
 
 
@@ -118,8 +118,8 @@ def reach(name: str) -> None:
             text = opened.read()
     except FileNotFoundError:
         return
-    wanted, call, _ = text.split("\n")
-    if wanted != name:
+    wanted, call, _, who = text.split("\n")
+    if wanted != name or who not in " ".join(sys.orig_argv):
         return
     _calls[text] += 1
     if _calls[text] < int(call):
