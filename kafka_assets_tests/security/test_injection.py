@@ -102,7 +102,7 @@ def test_a_partition_that_no_plan_made_reaches_nothing(
         for key in ("../../x", "'; DROP TABLE orders; --"):
             instance.add_dynamic_partitions(bench.names.batches, [key])
             assert bench.failure(bench.click(key)).startswith("BATCH_UNKNOWN")
-        of_dagster = (f"{project.folder}/storage/", f"{project.folder}/.dagster/")
+        of_dagster = (f"{project.folder}/storage", f"{project.folder}/.dagster/")
         assert {path for path in tree(project.folder) - before if not path.startswith(of_dagster)} == set()
         for ranges in ("'; DROP TABLE orders; --", "../../x:0:0:5", "orders:0:0:5; x"):
             run = bench.click(batch, {RANGES_TAG: ranges, MERGE_TAG: "'"})
