@@ -164,6 +164,7 @@ def test_the_whole_stack_ingests_replays_backfills_and_survives_a_kill(topic, pr
         assert clicked
         assert clicked["launchPipelineExecution"]["__typename"] == "LaunchRunSuccess", clicked
         wait_until(lambda: committed()[first] == 2, "the click replaced its batch", WAIT)
+        wait_until(lambda: [committed()[key] for key in (second, third)] == [2, 2], "the backfill", WAIT)
         assert rows() == (300, 300)
 
         for partition in range(2):
@@ -175,7 +176,6 @@ def test_the_whole_stack_ingests_replays_backfills_and_survives_a_kill(topic, pr
         stack.start()
 
         wait_until(lambda: rows()[0] == 500, "all records", WAIT)
-        wait_until(lambda: [committed()[key] for key in (second, third)] == [2, 2], "the backfill", WAIT)
         wait_until(lambda: stack.stats().get("numMaterialized") == 5, "all green", WAIT)
         assert stack.stats()["numFailed"] == 0
     assert rows() == (500, 500)
