@@ -45,7 +45,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     """Repeated: write down how each test ended."""
     report = yield
     if (file := os.environ.get(REPORT)) and (report.when == "call" or report.failed):
-        name = re.sub(r"[-[]repetition\d+(\])", r"\1", item.nodeid.partition("@")[0])
+        name = re.sub(r"repetition\d+-?", "", item.nodeid.partition("@")[0])
         line = json.dumps([_repetition(item), name, report.longreprtext if report.failed else ""])
         # In one piece: other workers write there too.
         with Path(file).open("ab", buffering=0) as reports:

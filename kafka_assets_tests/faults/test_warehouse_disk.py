@@ -11,6 +11,7 @@ import pytest
 
 from kafka_assets.batch_lock import BatchLock, holder, is_held
 from kafka_assets.errors import DiskFullError
+from kafka_assets.notes import ROOM
 from kafka_assets.orchestration import assets
 from kafka_assets.orchestration import ingest as ingesting
 from kafka_assets_tests.faults.story import STREAM, expected
@@ -73,7 +74,9 @@ def noise(count, size):
 
 
 def files(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.rglob("*") if path.is_file() and path.name != "lock")
+    """What is staged there: neither locks nor the note of the room that a batch asked for."""
+    beside = {"lock", "room.lock", ROOM}
+    return sorted(path.name for path in folder.rglob("*") if path.is_file() and path.name not in beside)
 
 
 def refused_for_lack_of_room(story):
