@@ -10,7 +10,7 @@ import pytest
 
 from kafka_assets.dev.broker import LocalKafka
 from kafka_assets_tests.faults.story import Story
-from kafka_assets_tests.storm.repeats import REPEATS, REPORT
+from kafka_assets_tests.storm.repeats import BOOTSTRAP, REPEATS, REPORT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
@@ -57,6 +57,13 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 def repetition(request: pytest.FixtureRequest) -> int:
     """The number of this run of a test."""
     return int(request.param)
+
+
+@pytest.fixture
+def bootstrap(request: pytest.FixtureRequest) -> str:
+    """The Kafka that a storm has started for all workers, else that of this session."""
+    given = os.environ.get(BOOTSTRAP)
+    return given or str(request.getfixturevalue("kafka").bootstrap_servers)
 
 
 @pytest.fixture(scope="package")

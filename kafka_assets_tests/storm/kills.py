@@ -170,6 +170,7 @@ class Storm:
         Raises:
             StormError: A process ended by itself with an error.
         """
+        self._make_storage()
         self._feed.transact()
         self._feed.start()
         # Dagster takes up what commands left, or the other way about.
@@ -181,6 +182,16 @@ class Storm:
             self._feed.stop()
         self.settle()
         return self.outcome
+
+    def _make_storage(self) -> None:
+        """Undisturbed: Dagster itself, killed between its SQLite file and the tables in it, never makes them again."""
+        from kafka_assets_tests.storm import said  # noqa: PLC0415  imports Dagster
+
+        process = forks().Process(target=said.make_storage, args=(self.folder,))
+        process.start()
+        process.join()
+        if process.exitcode:
+            raise StormError(f"Dagster made no storage:\n{words_in(self.folder)}")
 
     # The command line.
 

@@ -10,6 +10,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from kafka_assets.dev.broker import LocalKafka
+
 PROJECT = Path(__file__).parents[2]
 FAULTS = "kafka_assets_tests/faults"
 REPEATS = "KAFKA_ASSETS_REPEATS"
@@ -17,6 +19,9 @@ REPEATS = "KAFKA_ASSETS_REPEATS"
 
 REPORT = "KAFKA_ASSETS_REPEATS_REPORT"
 """Environment variable: the file that gets a line of JSON for each test that ended: repetition, name, failure."""
+
+BOOTSTRAP = "KAFKA_ASSETS_REPEATS_BOOTSTRAP"
+"""Environment variable: the Kafka that all workers share."""
 
 TAIL = 3000
 
@@ -36,10 +41,15 @@ def repeat(times: int, workers: int) -> Repeated:
     One process for all repetitions: what starts and imports, brokers above all, would take as long as the tests.
     A repetition is green if each of its tests has run and none has failed.
     """
-    with tempfile.TemporaryDirectory(prefix="kafka-assets-repeats-") as folder:
+    with tempfile.TemporaryDirectory(prefix="kafka-assets-repeats-") as folder, LocalKafka() as kafka:
         report = Path(folder) / "report"
         report.touch()
-        environment = {**os.environ, REPEATS: str(times), REPORT: str(report)}
+        environment = {
+            **os.environ,
+            REPEATS: str(times),
+            REPORT: str(report),
+            BOOTSTRAP: kafka.bootstrap_servers,
+        }
         command = [sys.executable, "-m", "pytest", FAULTS, "-n", str(workers), "--dist", "loadgroup", "-q"]
         # With another one in the place of a worker that crashed, `loadgroup` may wait for ever.
         command += ["--max-worker-restart", "0"]

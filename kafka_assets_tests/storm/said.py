@@ -111,6 +111,15 @@ def say(folder: Path, command: Sequence[str], cut_before: int | None) -> None:
     raise SystemExit(code)
 
 
+def make_storage(folder: Path) -> None:
+    """Have Dagster make its storage."""
+    _enter(folder)
+    with open_instance(folder) as instance:
+        instance.get_runs()
+        instance.get_dynamic_partitions("none")
+        instance.all_instigator_state()
+
+
 def plan(folder: Path) -> None:
     """Plan as a tick does that dies before it launches a run."""
     _enter(folder)
