@@ -16,7 +16,7 @@ from kafka_assets.offsets import PlannedRange
 from kafka_assets.orchestration.failures import reported
 from kafka_assets.orchestration.liveness import finish, hold, host_tag, release
 from kafka_assets.orchestration.metadata import asset_metadata, batch_metadata
-from kafka_assets.orchestration.naming import GENERATION_TAG, RUN_KEY_TAG, STREAM_TAG, Names
+from kafka_assets.orchestration.naming import GENERATION_TAG, RUN_KEY_TAG, STREAM_TAG, Names, generation_tag
 from kafka_assets.orchestration.prefetch import adopt
 from kafka_assets.planner import rate_now
 from kafka_assets.room import Room, headroom_of
@@ -286,7 +286,6 @@ def _generation_to_replace(context: dg.OpExecutionContext, batch: "BatchRow") ->
     """
     root = _first_of_retries(context)
     run_id = root.dagster_run.run_id
-    # A run that executes another one again starts with the tags of that one, so the tag names its run.
     known, _, owner = root.dagster_run.tags.get(GENERATION_TAG, "").partition("/")
     if owner == run_id:
         return batch.generation if int(known) else 0
@@ -298,7 +297,7 @@ def _generation_to_replace(context: dg.OpExecutionContext, batch: "BatchRow") ->
 
 
 def _note_generation(context: dg.OpExecutionContext, run_id: str, generation: int) -> None:
-    context.instance.add_run_tags(run_id, {GENERATION_TAG: f"{generation}/{run_id}"})
+    context.instance.add_run_tags(run_id, generation_tag(run_id, generation))
 
 
 def _told(ranges: "Sequence[PlannedRange]") -> str:

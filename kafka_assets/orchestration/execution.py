@@ -34,7 +34,7 @@ from kafka_assets.errors import ConfigInvalidError, UsageInvalidError
 from kafka_assets.interrupts import interruptible
 from kafka_assets.orchestration.factory import build_definitions_of
 from kafka_assets.orchestration.liveness import host_tag, release
-from kafka_assets.orchestration.naming import PARTITION_TAG, STREAM_TAG
+from kafka_assets.orchestration.naming import PARTITION_TAG, STREAM_TAG, generation_tag
 from kafka_assets.orchestration.runs import newest_key
 from kafka_assets.staging import discard_kept
 
@@ -163,12 +163,27 @@ class RunExecutor:
                     return origin
         return ManagedGrpcPythonEnvCodeLocationOrigin(LoadableTargetOrigin(module_name=DEFINITIONS_MODULE))
 
-    def execute(self, stream: StreamConfig, batch: str, tags: dict[str, str] | None = None) -> dg.DagsterRun:
-        """Execute a run of one batch to its end and return it, successful or not."""
+    def execute(
+        self,
+        stream: StreamConfig,
+        batch: str,
+        tags: dict[str, str] | None = None,
+        *,
+        generation: int | None = None,
+    ) -> dg.DagsterRun:
+        """Execute a run of one batch to its end and return it, successful or not.
+
+        Args:
+            stream: The batch's stream.
+            batch: Its key.
+            tags: Of the run.
+            generation: Of the batch that the run is to move on from; by default what it has when the run begins.
+        """
         names = self._runtime.names(stream)
         self._instance.add_dynamic_partitions(names.batches, [batch])
         job = self._job_of(names)
-        run = self._create_run(names, job, {**(tags or {}), PARTITION_TAG: batch, STREAM_TAG: stream.name})
+        tags = {**(tags or {}), PARTITION_TAG: batch, STREAM_TAG: stream.name}
+        run = self._create_run(names, job, tags, generation)
         try:
             with interruptible():
                 execute_run(_ChosenJob(job.definition), run, self._instance, raise_on_error=False)
@@ -191,16 +206,19 @@ class RunExecutor:
             )
         return self._jobs[names.stream]
 
-    def _create_run(self, names: Names, job: _StreamJob, tags: dict[str, str]) -> dg.DagsterRun:
+    def _create_run(
+        self, names: Names, job: _StreamJob, tags: dict[str, str], generation: int | None
+    ) -> dg.DagsterRun:
         # From its first moment it is a run of this host, so that one killed before its start counts as dead.
         run_id = make_new_run_id()
+        moves_on = {} if generation is None else generation_tag(run_id, generation)
         definition = job.definition
         run = self._instance.create_run(
             job_name=definition.name,
             run_id=run_id,
             run_config=RUN_CONFIG,
             status=None,
-            tags={**tags, **host_tag(run_id)},
+            tags={**tags, **moves_on, **host_tag(run_id)},
             root_run_id=None,
             parent_run_id=None,
             step_keys_to_execute=None,

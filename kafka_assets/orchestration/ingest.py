@@ -9,6 +9,7 @@ import os
 import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -23,10 +24,11 @@ from kafka_assets.errors import (
 from kafka_assets.fetcher import fetcher_for
 from kafka_assets.ledger import PlanConflictError
 from kafka_assets.orchestration.liveness import hold, release
-from kafka_assets.orchestration.prefetch import offer, withdraw
+from kafka_assets.orchestration.prefetch import adopt, offer, withdraw
 from kafka_assets.planner import outstanding, propose, read_state, record, survey, utc_now
 from kafka_assets.room import Room
 from kafka_assets.scope import WHOLE
+from kafka_assets.staging import discard
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -92,16 +94,13 @@ def ingest(
     *,
     progress: Progress,
     timeout: float | None = None,
-    fetcher: Fetcher | None = None,
 ) -> Ingested:
     """Plan and run batches until every live offset below the log ends seen first is committed.
-
-    A `fetcher` that was started before is used, and closed at the end.
 
     Never raises a `KafkaAssetsError`: what was committed before it is part of the answer, which carries it.
     """
     deadline = None if timeout is None else time.monotonic() + timeout
-    drain = _Drain(stream, runtime, executor, progress, deadline, fetcher=fetcher)
+    drain = _Drain(stream, runtime, executor, progress, deadline)
     return _result_of(drain, drain.run)
 
 
@@ -144,7 +143,6 @@ class _Drain:
         *,
         kind: Kind = "live",
         keys: Collection[str] | None = None,
-        fetcher: Fetcher | None = None,
     ) -> None:
         self._stream = stream
         self._runtime = runtime
@@ -154,7 +152,7 @@ class _Drain:
         self._kind = kind
         self._keys = keys
         self.result = Ingested()
-        self._fetcher = fetcher
+        self._fetcher: Fetcher | None = None
         self._pool = ThreadPoolExecutor(1, thread_name_prefix=f"ahead-{stream.name}")
         self._ahead: deque[BatchRow] = deque()
         self._failed: set[str] = set()
@@ -197,8 +195,7 @@ class _Drain:
 
     def _begin(self, offsets: int) -> None:
         self._progress.total(offsets)
-        if self._fetcher is None:
-            self._fetcher = fetcher_for(self._runtime.config, self._stream, offsets)
+        self._fetcher = fetcher_for(self._runtime.config, self._stream, offsets)
 
     def close(self) -> None:
         if self._fetcher is not None:
@@ -278,11 +275,15 @@ class _Drain:
         return room.try_take(self._stream.max_bytes_per_batch)
 
     def _execute(self, batch: BatchRow) -> None:
-        run = self._executor.execute(self._stream, batch.batch)
+        # Another process may have committed it since it was read here: then there is nothing to do, least of all to
+        # replace its rows.
+        run = self._executor.execute(self._stream, batch.batch, generation=batch.generation)
         now = batches.read_batch(self._stream, self._runtime.warehouse, batch.batch)
         if run.is_success:
             if now.run_id == run.run_id:
                 self.result.add(now)
+            else:
+                self._let_go_ahead(batch)
             self._progress.advance(sum(planned.range.size for planned in batch.ranges))
             return
         self._failed.add(batch.batch)
@@ -291,6 +292,12 @@ class _Drain:
         if error.exit_code != AttemptsExhaustedError.exit_code:
             raise error
         self._stops[batch.batch] = error
+
+    def _let_go_ahead(self, batch: BatchRow) -> None:
+        """Remove what was fetched ahead for a run that did not come to it."""
+        with suppress(KafkaAssetsError):
+            for one in adopt(self._stream.name, batch.batch, batch.generation) or ():
+                discard(one)
 
     def _others(self, ends: Mapping[TopicPartition, int]) -> bool:
         """Return whether another process still runs a batch that this call is to see committed."""

@@ -67,3 +67,11 @@ def names_of(stream: StreamConfig, prefix: tuple[str, ...] = ()) -> Names:
 def run_key(stream: str, batch: str, attempt: int) -> str:
     """One key for each attempt: Dagster never starts a second run under a key, whatever became of the first."""
     return f"{stream}/{batch}/{attempt}"
+
+
+def generation_tag(run_id: str, generation: int) -> dict[str, str]:
+    """Return the tag that says which generation of its batch a run moves on from.
+
+    A run that executes another one again starts with the tags of that one, so the tag names its run.
+    """
+    return {GENERATION_TAG: f"{generation}/{run_id}"}
