@@ -106,21 +106,13 @@ class Committed:
     outcome: Outcome
 
 
-def read_batch(
-    stream: StreamConfig, warehouse: Warehouse, key: str, *, timeout: float | None = None
-) -> BatchRow:
-    """Read a batch from the ledger.
-
-    Args:
-        stream: Its stream.
-        warehouse: Where the ledger is.
-        key: Its key.
-        timeout: Seconds to wait for the file; `lock_timeout` by default.
+def read_batch(stream: StreamConfig, warehouse: Warehouse, key: str) -> BatchRow:
+    """Read a batch of a stream from the ledger.
 
     Raises:
         BatchUnknownError: The ledger has no such batch; nothing says which offsets it would be.
     """
-    with warehouse.reading(timeout) as connection:
+    with warehouse.reading() as connection:
         batch = ledger.read_batch(connection, stream.name, key)
     if batch is None:
         raise BatchUnknownError(

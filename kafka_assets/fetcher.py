@@ -23,7 +23,7 @@ from kafka_assets.config import load_config
 from kafka_assets.errors import KafkaAssetsError, error_from_text
 from kafka_assets.fetch import FetchCancelledError
 from kafka_assets.offsets import PlannedRange
-from kafka_assets.spares import Spares
+from kafka_assets.spares import Spares, spares_directory
 from kafka_assets.staging import StagedSlice
 from kafka_assets.warehouse import Warehouse
 
@@ -37,13 +37,15 @@ if TYPE_CHECKING:
 WORTH_A_PROCESS = 200_000
 """Offsets to fetch from which on a process that fetches ahead is worth its start."""
 
-_ALLOCATION = {
-    # What one message set gives back the next one takes; the kernel would have to clear it in between.
+_ENVIRONMENT = {
+    # What one message set gives back the next one takes; the kernel would have to clear it in between. For glibc's
+    # malloc; others do not know these.
     "MALLOC_MMAP_THRESHOLD_": str(32 * 1024**2),
     "MALLOC_TRIM_THRESHOLD_": str(128 * 1024**2),
     "MALLOC_ARENA_MAX": "2",
+    # Its threads wait for work by turning round and round, and there is no matrix here.
+    "OPENBLAS_NUM_THREADS": "1",
 }
-"""For glibc's malloc; others do not know these."""
 
 
 class Fetcher:
@@ -61,7 +63,7 @@ class Fetcher:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={**os.environ, **_ALLOCATION},
+            env={**os.environ, **_ENVIRONMENT},
         )
 
     def fetch(self, batch: BatchRow, *, name: str) -> list[StagedSlice]:
@@ -115,7 +117,7 @@ def fetcher_for(config: Config, stream: StreamConfig, offsets: int) -> Fetcher |
     """Start a process that fetches batches of a stream ahead, if so many offsets are worth it."""
     if offsets < WORTH_A_PROCESS:
         return None
-    return Fetcher(config.path, config.warehouse.staging / stream.name / f"ahead-{os.getpid()}")
+    return Fetcher(config.path, spares_directory(config.warehouse.staging, stream.name, os.getpid()))
 
 
 def main(arguments: Sequence[str]) -> None:

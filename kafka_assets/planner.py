@@ -169,7 +169,9 @@ def propose(
         spec = stream.starting_offsets
         wanted = timestamps_to_find(spec, seen.bounds)
         starts = resolve_starts(spec, seen.bounds, log.offsets_at(wanted) if wanted else {})
-    if state.bytes_per_record is None:
+    live = [batch for batch in state.open_batches if batch.kind == "live"]
+    blocked = sum(batch.blocked for batch in live)
+    if state.bytes_per_record is None and len(live) - blocked < stream.max_batches_in_flight:
         left = _left(seen, starts)
         if sum(one.size for one in left) > FEW_OFFSETS:
             sampled = sampling.bytes_per_record(stream.kafka.resolve(), left)
@@ -178,8 +180,6 @@ def propose(
     if drain and state.bytes_per_record is None and limits.records < limits.max_records_per_batch:
         # The assumed size decides: one batch is enough to learn the true one, and the next are as large as may be.
         limits = replace(limits, max_batches_in_flight=1)
-    live = [batch for batch in state.open_batches if batch.kind == "live"]
-    blocked = sum(batch.blocked for batch in live)
     return planning.plan(
         state.positions,
         seen.bounds,

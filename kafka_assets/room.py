@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from kafka_assets.batch_lock import LOCK_NAME, batch_directory, is_held
 from kafka_assets.errors import WarehouseLockedError
 from kafka_assets.notes import ROOM
+from kafka_assets.spares import holds_spares
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -182,8 +183,7 @@ class Room:
         places = []
         for directory in self._staging.glob("*/*/"):
             stream, batch = directory.parent.name, directory.name
-            # `ahead-...` has second names of staged files and files to be written over, which are no batch's.
-            if (stream, batch) == (self._stream, self._batch) or batch.startswith("ahead-"):
+            if (stream, batch) == (self._stream, self._batch) or holds_spares(batch):
                 continue
             lying = _bytes_in(directory)
             noted = _read(directory / ROOM) if is_held(self._staging, stream, batch) else None

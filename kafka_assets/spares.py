@@ -15,6 +15,19 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+_PREFIX = "ahead-"
+
+
+def spares_directory(staging: Path, stream: str, pid: int) -> Path:
+    """Return where a process that fetches ahead has its spares, among the directories of a stream's batches."""
+    return staging / stream / f"{_PREFIX}{pid}"
+
+
+def holds_spares(name: str) -> bool:
+    """Whether a directory of that name has spares and is no batch's."""
+    return name.startswith(_PREFIX)
+
+
 class Spares:
     """A second name for each file that was staged; a file with no other name left is free to be used again.
 

@@ -64,11 +64,11 @@ _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _kept: dict[str, pa.Table] = {}
 """Slices in this process's memory, by where their files would be."""
 
-spares: Spares | None = None
-"""Of a process that stages one file after the other: those it may write over."""
-
 _filed: dict[str, StagedSlice] = {}
 """Those of them that were put into their files since, and are mapped from there."""
+
+spares: Spares | None = None
+"""Of a process that stages one file after the other: those it may write over."""
 
 
 class StagedDamagedError(KafkaAssetsError):

@@ -13,11 +13,9 @@ from rich.text import Text
 from kafka_assets import coverage, ledger
 from kafka_assets.cli.progress import progress_for
 from kafka_assets.errors import KafkaAssetsError, ProofFailedError, TopicMissingError, error_from_text
-from kafka_assets.fetcher import fetcher_for
 from kafka_assets.formats import get_format
-from kafka_assets.log import KafkaLog
 from kafka_assets.offsets import TopicPartition
-from kafka_assets.planner import check_table, outstanding, propose, survey, utc_now
+from kafka_assets.planner import check_table, propose, survey, utc_now
 from kafka_assets.statements import quote_table
 
 if TYPE_CHECKING:
@@ -25,13 +23,11 @@ if TYPE_CHECKING:
 
     from kafka_assets.cli.session import Session
     from kafka_assets.config import StreamConfig
-    from kafka_assets.fetcher import Fetcher
     from kafka_assets.ledger import PositionReport
     from kafka_assets.orchestration.ingest import Ingested
     from kafka_assets.planning import LogBounds
 
 CELL_WIDTH = 80
-LOOK_SECONDS = 3.0
 ALWAYS_SHOWN = ("loaded", "undeliverable", "pending")
 CLASSES = ("loaded", "filtered", "quarantined", "undeliverable", "lost", "removed", "pending")
 
@@ -83,48 +79,20 @@ def plan(session: Session, names: Sequence[str]) -> None:
 
 def ingest(session: Session, names: Sequence[str], timeout: float | None) -> None:
     """Drain streams up to the log ends seen now."""
-    streams = session.streams(names)
-    fetchers = {one.name: _fetcher_of(session, one) for one in streams[:1]}
-    try:
-        _ingest(session, streams, timeout, fetchers)
-    finally:
-        for fetcher in filter(None, fetchers.values()):
-            fetcher.close()
-
-
-def _ingest(
-    session: Session,
-    streams: Sequence[StreamConfig],
-    timeout: float | None,
-    fetchers: dict[str, Fetcher | None],
-) -> None:
     from kafka_assets.cli.execution import execution_of  # noqa: PLC0415  imports Dagster: half a second
     from kafka_assets.orchestration.ingest import ingest as drain  # noqa: PLC0415  imports Dagster: half a second
 
     runtime, executor, _ = execution_of(session)
 
     def work(stream: StreamConfig) -> dict[str, Any]:
-        fetcher = fetchers.pop(stream.name, None)
         with progress_for(session, f"ingest {stream.name}") as progress:
-            return ingested_answer(
-                drain(stream, runtime, executor, progress=progress, timeout=timeout, fetcher=fetcher)
-            )
+            return ingested_answer(drain(stream, runtime, executor, progress=progress, timeout=timeout))
 
-    answers = session.each(streams, work, {**ingested_answer(None)})
+    answers = session.each(session.streams(names), work, {**ingested_answer(None)})
     if session.as_json:
         session.answer({"streams": answers})
         return
     show_ingested(session, "ingested", answers)
-
-
-def _fetcher_of(session: Session, stream: StreamConfig) -> Fetcher | None:
-    """Start what fetches ahead while Dagster is still being imported, if there is much to fetch."""
-    try:
-        with KafkaLog(stream.kafka.resolve(), timeout=LOOK_SECONDS) as log:
-            return fetcher_for(session.config, stream, outstanding(survey(stream, session.warehouse, log)))
-    except KafkaAssetsError:
-        # The drain looks again, and says so.
-        return None
 
 
 def show_ingested(session: Session, title: str, answers: Mapping[str, Mapping[str, Any]]) -> None:
