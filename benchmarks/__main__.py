@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import time
-from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,13 +14,14 @@ from benchmarks import report
 from benchmarks.book import Book, Job
 from benchmarks.data import Dataset, add, fill
 from benchmarks.environments import say
+from benchmarks.folders import scratch
 from benchmarks.machine import machine
 from benchmarks.systems import OURS, SYSTEMS, System
 from kafka_assets.dev.broker import LocalKafka
 from kafka_assets.dev.jars import KAFKA_VERSION
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
 HERE = Path(__file__).parent
 WORK = HERE / ".work" / "bench"
@@ -47,7 +46,7 @@ def main() -> None:
     small = Job("small", few, tuple(system for system in systems if system.name in _SMALL_SYSTEMS))
     if options.job == "backlog":
         small = replace(small, systems=())
-    with _scratch(WORK), LocalKafka(data_dir=WORK / "kafka") as kafka:
+    with scratch(WORK), LocalKafka(data_dir=WORK / "kafka") as kafka:
         book = Book(kafka.bootstrap_servers)
         for job in backlogs:
             took = fill(kafka.bootstrap_servers, job.dataset)
@@ -55,7 +54,7 @@ def main() -> None:
         for _ in range(options.rounds):
             for job in backlogs:
                 for system in job.systems:
-                    with _scratch(WORK / "run") as folder:
+                    with scratch(WORK / "run") as folder:
                         book.run(job, system, folder)
         for system in small.systems:
             _small(book, small, system, kafka.bootstrap_servers, options.rounds)
@@ -103,23 +102,12 @@ def _small(book: Book, job: Job, system: System, bootstrap: str, rounds: int) ->
     """A thousand new records in a topic that was read before, each round with new ones."""
     dataset = replace(job.dataset, topic=f"few_{system.name}")
     own = replace(job, dataset=dataset)
-    with _scratch(WORK / "run") as folder:
+    with scratch(WORK / "run") as folder:
         fill(bootstrap, dataset)
         book.run(own, system, folder, counts=False)
         for number in range(1, rounds + 1):
             add(bootstrap, dataset)
             book.run(own, system, folder, before=number * dataset.records)
-
-
-@contextmanager
-def _scratch(folder: Path) -> Iterator[Path]:
-    """An empty folder on the project's own disk, removed with all that was written into it."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 if __name__ == "__main__":

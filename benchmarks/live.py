@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import shutil
 import signal
 import statistics
 import sys
@@ -25,6 +23,7 @@ from benchmarks import report
 from benchmarks.dagster_dev import DagsterDev, dagster_dev, peak_pss
 from benchmarks.data import PARTITIONS, Dataset, add, fill
 from benchmarks.environments import say
+from benchmarks.folders import environment, scratch
 from benchmarks.machine import machine
 from benchmarks.measure import measure
 from benchmarks.systems import ingest_command, ingest_folder
@@ -131,7 +130,7 @@ class Bench:
 
     def latency(self) -> Iterator[Figure]:
         """One record each 0.7 s into a stream with `interval: 1s`."""
-        with _scratch("latency") as folder:
+        with scratch(WORK / "latency") as folder:
             create_topic(self.bootstrap, "live", PARTITIONS)
             ingest_folder(folder, self.bootstrap, "live", options=_SHORT_INTERVAL)
             with dagster_dev(folder, *_LOCATION) as dev, _fed(self.bootstrap, "live") as fed:
@@ -171,15 +170,15 @@ class Bench:
         data = Dataset("backlog", self.records, 100)
         took = fill(self.bootstrap, data)
         say(f"{data.records:,} records produced in {took:.1f} s")
-        with _scratch("ingest") as folder:
+        with scratch(WORK / "ingest") as folder:
             _, told = measure(
                 ingest_command(ingest_folder(folder, self.bootstrap, data.topic)),
                 folder=folder,
-                env=_env(),
+                env=environment(),
                 timeout=_INGEST_SECONDS,
             )
             ingest = json.loads(told)["streams"]["records"]["seconds"]
-        with _scratch("sensor") as folder:
+        with scratch(WORK / "sensor") as folder:
             ingest_folder(folder, self.bootstrap, data.topic)
             with dagster_dev(folder, *_LOCATION) as dev:
                 dev.wait(
@@ -209,7 +208,7 @@ class Bench:
             _one_each(self.bootstrap, topic, 1)
         with self._bare() as dev:
             bare = self._share(dev)
-        with _scratch("idle") as folder:
+        with scratch(WORK / "idle") as folder:
             streams = {topic: {"topics": [topic], "format": "raw"} for topic in topics}
             (folder / "streams.yaml").write_text(
                 json.dumps(
@@ -229,9 +228,9 @@ class Bench:
 
     def planning(self) -> Iterator[Figure]:
         """Ticks over 1,000 topic-partitions, plans over 10,000."""
-        with _scratch("planning") as folder:
+        with scratch(WORK / "planning") as folder:
             yield from self._ticks(folder)
-        with _scratch("planning") as folder:
+        with scratch(WORK / "planning") as folder:
             yield _very_wide(folder)
 
     def memory(self) -> Iterator[Figure]:
@@ -241,7 +240,7 @@ class Bench:
                 pass
         data = Dataset("full", _BATCH_BYTES // 1024 + PARTITIONS, 1000)
         fill(self.bootstrap, data)
-        with _scratch("memory") as folder:
+        with scratch(WORK / "memory") as folder:
             ingest_folder(folder, self.bootstrap, data.topic)
             with dagster_dev(folder, *_LOCATION) as dev:
                 peak = peak_pss(dev.run_workers, lambda: _all_ended(dev))
@@ -255,11 +254,11 @@ class Bench:
         """`kafka-assets ingest` from process start to exit."""
         data = Dataset("few", 1_000, 100)
         fill(self.bootstrap, data)
-        with _scratch("process") as folder:
+        with scratch(WORK / "process") as folder:
             command = ingest_command(ingest_folder(folder, self.bootstrap, data.topic))
             costs = []
             for _ in range(1 + _ROUNDS):
-                costs.append(measure(command, folder=folder, env=_env(), timeout=_INGEST_SECONDS)[0])
+                costs.append(measure(command, folder=folder, env=environment(), timeout=_INGEST_SECONDS)[0])
                 add(self.bootstrap, data)
         costs = costs[1:]
         note = f"CPU {statistics.median(one.cpu_seconds for one in costs):.1f} s"
@@ -269,7 +268,7 @@ class Bench:
     @contextmanager
     def _bare(self) -> Iterator[DagsterDev]:
         """Dagster alone, after a run that does nothing."""
-        with _scratch("bare") as folder:
+        with scratch(WORK / "bare") as folder:
             (folder / "bare.py").write_text(BARE)
             with dagster_dev(folder, "-f", "bare.py") as dev:
                 self.empty_worker = peak_pss(dev.run_workers, lambda: _all_ended(dev))
@@ -300,7 +299,9 @@ class Bench:
                 _one_each(self.bootstrap, "wide", _WIDE)
                 for new in (True, False):
                     if not new:
-                        measure(ingest_command(streams), folder=folder, env=_env(), timeout=_INGEST_SECONDS)
+                        measure(
+                            ingest_command(streams), folder=folder, env=environment(), timeout=_INGEST_SECONDS
+                        )
                     with dg.build_sensor_context(
                         instance=instance,
                         instance_ref=instance.get_ref(),
@@ -400,25 +401,6 @@ def _fed(bootstrap: str, topic: str) -> Iterator[threading.Event]:
         feeder.join()
 
 
-def _env() -> dict[str, str]:
-    return {
-        name: value
-        for name, value in os.environ.items()
-        if name not in ("DAGSTER_HOME", "KAFKA_ASSETS_CONFIG")
-    }
-
-
-@contextmanager
-def _scratch(name: str) -> Iterator[Path]:
-    folder = WORK / name
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
 PARTS: dict[str, Callable[[Bench], Iterator[Figure]]] = {
     part.__name__: part
     for part in (Bench.latency, Bench.backlog, Bench.idle, Bench.planning, Bench.memory, Bench.process)
@@ -441,7 +423,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     began = time.monotonic()
     figures: list[Figure] = []
-    with _scratch("kafka") as data, LocalKafka(data_dir=data) as kafka:
+    with scratch(WORK / "kafka") as data, LocalKafka(data_dir=data) as kafka:
         bench = Bench(kafka.bootstrap_servers, options.seconds, options.records)
         for name in options.only:
             started = time.monotonic()

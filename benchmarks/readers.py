@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import shutil
 import statistics
 import subprocess
 import sys
@@ -29,6 +28,7 @@ import kafka_assets
 from benchmarks.dagster_dev import dagster_dev
 from benchmarks.data import Dataset, fill, values
 from benchmarks.environments import say
+from benchmarks.folders import scratch
 from kafka_assets.config import load_config
 from kafka_assets.dev.broker import LocalKafka
 from kafka_assets.dev.topics import create_topic
@@ -72,16 +72,11 @@ def main() -> None:
     parser.add_argument("--backlog", type=int, default=2_000_000, help="records to drain (default 2,000,000)")
     parser.add_argument("--readers", type=int, default=1, help="processes that read (default 1)")
     options = parser.parse_args()
-    shutil.rmtree(WORK, ignore_errors=True)
-    WORK.mkdir(parents=True)
-    try:
-        with LocalKafka(data_dir=WORK / "kafka") as kafka:
-            kept = [
-                _steady(kafka.bootstrap_servers, options.rate, options.seconds, options.readers),
-                _drain(kafka.bootstrap_servers, options.backlog, options.readers),
-            ]
-    finally:
-        shutil.rmtree(WORK, ignore_errors=True)
+    with scratch(WORK), LocalKafka(data_dir=WORK / "kafka") as kafka:
+        kept = [
+            _steady(kafka.bootstrap_servers, options.rate, options.seconds, options.readers),
+            _drain(kafka.bootstrap_servers, options.backlog, options.readers),
+        ]
     sys.exit(0 if all(kept) else 1)
 
 

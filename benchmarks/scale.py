@@ -8,8 +8,6 @@ Ratios hold on a busy machine too: what is compared runs back to back, and in CP
 from __future__ import annotations
 
 import argparse
-import os
-import shutil
 import statistics
 import sys
 import time
@@ -19,6 +17,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from benchmarks.data import Dataset, fill
 from benchmarks.environments import say
+from benchmarks.folders import environment, scratch
 from benchmarks.grown import BETWEEN_BATCHES, FIRST_BATCH, STREAM, Grown
 from benchmarks.measure import Cost, measure
 from kafka_assets import connect, ledger
@@ -45,8 +44,7 @@ streams:
 def main() -> None:
     """Grow the warehouses, measure, print the tables, and remove what was made."""
     options = _options()
-    shutil.rmtree(options.folder, ignore_errors=True)
-    try:
+    with scratch(options.folder):
         if options.rows:
             empty = Grown(options.folder / "empty")
             empty.grow(options.size, 1)
@@ -60,8 +58,6 @@ def main() -> None:
         if options.deep:
             print(f"\n`verify --deep` of {options.deep:,} records beside a tenth")
             print(_deep(options.folder, options.deep))
-    finally:
-        shutil.rmtree(options.folder, ignore_errors=True)
 
 
 def _options() -> argparse.Namespace:
@@ -149,8 +145,8 @@ def _deep(folder: Path, records: int) -> str:
 
 
 def _cost(file: Path, *words: str) -> Cost:
-    env = {name: value for name, value in os.environ.items() if name != "DAGSTER_HOME"}
-    cost, _ = measure([COMMAND, "--config", file, *words], folder=file.parent, env=env, timeout=TIMEOUT)
+    command = [COMMAND, "--config", file, *words]
+    cost, _ = measure(command, folder=file.parent, env=environment(), timeout=TIMEOUT)
     say(f"{' '.join(words[:2])}: {cost.seconds:.1f} s")
     return cost
 

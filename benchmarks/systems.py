@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING
 import duckdb
 
 from benchmarks.environments import INGESTR, SPARK, spark_ready
+from benchmarks.folders import environment
 from benchmarks.measure import Cost, measure
 
 if TYPE_CHECKING:
@@ -101,10 +101,7 @@ class System:
             CommandFailedError: It failed.
             WrongResultError: Other rows than records.
         """
-        env = {**os.environ, **self.setup()}
-        # What the user's own shell points to is no business of a measurement.
-        for name in ("DAGSTER_HOME", "KAFKA_ASSETS_CONFIG"):
-            env.pop(name, None)
+        env = environment(**self.setup())
         cost, told = measure(
             self.command(bootstrap, dataset, folder), folder=folder, env=env, timeout=TIMEOUT
         )

@@ -21,6 +21,13 @@ if TYPE_CHECKING:
 
 DIGEST_FUNCTION = f"duckdb.hash/{duckdb.__version__}"
 
+_BY_PARTITION = "SELECT _kafka_partition, {digest}, count(*) FROM rows_of_batch GROUP BY ALL"
+_BY_RANGE = """
+SELECT place, {digest}, count(*)
+FROM rows_of_batch JOIN ranges USING (_kafka_topic, _kafka_partition)
+WHERE _kafka_offset >= from_offset AND _kafka_offset < until_offset
+GROUP BY place
+"""
 
 BAD_COLUMNS = ("_kafka_value",)
 """What the digest of a bad record holds in the place of a format's own columns."""
@@ -65,8 +72,10 @@ class RangeDigests:
         )
         self._columns = columns
         # One range of each partition of one topic, as most are: a third cheaper than to look up each row's range.
-        self._places = {one.partition: place for place, one in enumerate(ranges)}
-        self._by_partition = len(self._places) == len(ranges) and len({one.topic for one in ranges}) == 1
+        by_partition = {one.partition: place for place, one in enumerate(ranges)}
+        alone = len(by_partition) == len(ranges) and len({one.topic for one in ranges}) == 1
+        self._query = _BY_PARTITION if alone else _BY_RANGE
+        self._places = by_partition if alone else {place: place for place in range(len(ranges))}
         self.totals = [0] * len(ranges)
         """The digest of each range so far, its bad records included, in the order given; 0 without any."""
         self.bad = [0] * len(ranges)
@@ -85,22 +94,9 @@ class RangeDigests:
 
     def _summed(self, batch: pa.RecordBatch, columns: Sequence[str]) -> list[tuple[int, int, int]]:
         self._connection.register("rows_of_batch", pa.Table.from_batches([batch]))
-        digest = digest_expression(columns)
-        if self._by_partition:
-            found = [
-                (self._places[partition], *rest)
-                for partition, *rest in self._connection.execute(
-                    f"SELECT _kafka_partition, {digest}, count(*) FROM rows_of_batch GROUP BY ALL"  # noqa: S608  quoted names
-                ).fetchall()
-            ]
-        else:
-            found = self._connection.execute(
-                f"SELECT place, {digest}, count(*) FROM rows_of_batch"  # noqa: S608  quoted names
-                " JOIN ranges USING (_kafka_topic, _kafka_partition)"
-                " WHERE _kafka_offset >= from_offset AND _kafka_offset < until_offset GROUP BY place"
-            ).fetchall()
+        found = self._connection.execute(self._query.format(digest=digest_expression(columns))).fetchall()
         self._connection.unregister("rows_of_batch")
-        return found
+        return [(self._places[place], digest, count) for place, digest, count in found]
 
     def close(self) -> None:
         """Let go of the memory."""

@@ -151,6 +151,21 @@ def test_a_held_file_names_its_holder(warehouse, tmp_path, mode):
         pass
 
 
+def await_turn_taken(warehouse):
+    """Return once somebody waits for the file with its turn taken."""
+    with Path(f"{warehouse.path}.turn").open("rb") as turn:
+
+        def taken():
+            try:
+                fcntl.flock(turn, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+            fcntl.flock(turn, fcntl.LOCK_UN)
+            return False
+
+        support.await_true(taken)
+
+
 def test_readers_of_two_processes_share_the_file(warehouse, tmp_path):
     """A reader does not wait for a reader."""
     make_table(warehouse)
@@ -165,17 +180,7 @@ def test_readers_do_not_pass_a_waiting_writer(warehouse, tmp_path):
         held_by_child(support.hold, tmp_path, "read"),
         child(support.hold, tmp_path, "write") as (_, pipe),
     ):
-        with Path(f"{warehouse.path}.turn").open("rb") as turn:
-
-            def taken():
-                try:
-                    fcntl.flock(turn, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    return True
-                fcntl.flock(turn, fcntl.LOCK_UN)
-                return False
-
-            support.await_true(taken)
+        await_turn_taken(warehouse)
         with pytest.raises(WarehouseLockedError, match="whose turn it is"), warehouse.reading(timeout=0.1):
             pass
         assert not pipe.poll()
@@ -190,18 +195,9 @@ def test_a_reader_comes_before_the_next_writer(warehouse, tmp_path):
     ):
         (first,) = multiprocessing.connection.wait([one, other])
         second = other if first is one else one
-        with Path(f"{warehouse.path}.turn").open("rb") as turn, ThreadPoolExecutor(1) as pool:
+        with ThreadPoolExecutor(1) as pool:
             read = pool.submit(count, warehouse)
-
-            def waits():
-                try:
-                    fcntl.flock(turn, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    return True
-                fcntl.flock(turn, fcntl.LOCK_UN)
-                return False
-
-            support.await_true(waits)
+            await_turn_taken(warehouse)
             assert first.recv()
             assert not second.poll()
             first.send("let go")

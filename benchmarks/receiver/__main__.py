@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import shutil
 import sys
 import time
 from dataclasses import asdict
@@ -16,6 +14,7 @@ from typing import Any
 from benchmarks import report
 from benchmarks.data import PARTITIONS, Dataset, fill
 from benchmarks.environments import say
+from benchmarks.folders import environment, scratch
 from benchmarks.machine import machine
 from benchmarks.measure import measure
 from benchmarks.receiver import trial
@@ -50,15 +49,10 @@ def main() -> None:
     options = parser.parse_args()
     began = time.monotonic()
     dataset = Dataset("backlog", round(_RECORDS * options.scale), _VALUE_BYTES)
-    shutil.rmtree(WORK, ignore_errors=True)
-    WORK.mkdir(parents=True)
-    try:
-        with LocalKafka(data_dir=WORK / "kafka") as kafka:
-            fill(kafka.bootstrap_servers, dataset)
-            drained = {way: _drain(kafka.bootstrap_servers, dataset, way) for way in _WAYS}
-            killed = {way: _kill(kafka.bootstrap_servers, way, options.kills) for way in _WAYS}
-    finally:
-        shutil.rmtree(WORK, ignore_errors=True)
+    with scratch(WORK), LocalKafka(data_dir=WORK / "kafka") as kafka:
+        fill(kafka.bootstrap_servers, dataset)
+        drained = {way: _drain(kafka.bootstrap_servers, dataset, way) for way in _WAYS}
+        killed = {way: _kill(kafka.bootstrap_servers, way, options.kills) for way in _WAYS}
     results = {
         "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "took_seconds": round(time.monotonic() - began),
@@ -133,10 +127,7 @@ def _command(bootstrap: str, topic: str, folder: Path, way: str, mode: str) -> l
 
 
 def _env() -> dict[str, str]:
-    env = {**os.environ, **own_modules()}
-    for name in ("DAGSTER_HOME", "KAFKA_ASSETS_CONFIG"):
-        env.pop(name, None)
-    return env
+    return environment(**own_modules())
 
 
 def _tables(results: dict[str, Any]) -> str:

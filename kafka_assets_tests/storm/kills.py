@@ -283,6 +283,7 @@ class Storm:
             self._worker_points.missed(name)
         while True:
             self._dagster.await_any(RUN_WORKER)
+            # No condition: any moment of its life is to be met.
             time.sleep(self._choice.uniform(0, 3))
             workers = self._dagster.pids(RUN_WORKER)
             if workers and self._dagster.kill(self._choice.choice(workers)):
@@ -297,6 +298,7 @@ class Storm:
                 return
             self._tick_points.missed(name)
             which = "code server"
+        # No condition: any moment of its life is to be met.
         time.sleep(self._choice.uniform(0, 5))
         if which == "everything":
             self._kill_all()
