@@ -37,6 +37,7 @@ _NODE_COUNTS = (1, 3)
 _PORTS = range(20000, 32000)
 _START_SECONDS = 60.0
 _FOLDER_SECONDS = 30.0
+_FREEZE_LOOK_SECONDS = 0.001
 _TAIL_LINES = 40
 # Serial collector and first compiler alone: a second of CPU less to start and a third less over a million
 # records, at the same records per second in and out.
@@ -175,8 +176,14 @@ class LocalKafka:
             self._await_nodes(self._address(node), {node})
 
     def pause_node(self, node: int) -> None:
-        """Freeze a node: it keeps its connections and accepts new ones, and answers nothing."""
-        os.kill(self._pids[node], signal.SIGSTOP)
+        """Freeze a node: it keeps its connections and accepts new ones, and answers nothing.
+
+        On Linux this returns once it has stopped: on a busy machine a thread may run on for a moment, and answer.
+        """
+        pid = self._pids[node]
+        os.kill(pid, signal.SIGSTOP)
+        while not all(map(_is_stopped, Path(f"/proc/{pid}/task").glob("*/stat"))):
+            time.sleep(_FREEZE_LOOK_SECONDS)
 
     def resume_node(self, node: int) -> None:
         """Let a frozen node go on."""
@@ -359,6 +366,14 @@ class LocalKafka:
 def _new_cluster_id() -> str:
     # Kafka's own are made of these too; one that begins with a dash would be taken for an option.
     return base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=").replace("-", "_")
+
+
+def _is_stopped(stat: Path) -> bool:
+    """Whether a thread is stopped, or gone, by its `stat` file (proc_pid_stat(5): the state follows the name)."""
+    try:
+        return stat.read_text().rpartition(") ")[2][:1] == "T"
+    except OSError:
+        return True
 
 
 def _is_free(port: int) -> bool:
