@@ -664,7 +664,7 @@ def _moved_over(
     start = until = after.start_offset
     if before is not None and before.incarnation == after.incarnation:
         start, until = before.start_offset, before.planned_until
-    elif before is not None and after.incarnation != before.incarnation + 1:
+    elif before is not None and not _follows(before, after):
         raise RunFailedError(f"{partition} goes from {before} to {after}, which is not its next incarnation.")
     if after.start_offset > start or after.planned_until < until:
         raise RunFailedError(f"{partition} goes back from {before} to {after}.")
@@ -673,6 +673,12 @@ def _moved_over(
         OffsetRange(topic, number, after.start_offset, start),
         OffsetRange(topic, number, until, after.planned_until),
     )
+
+
+def _follows(before: Position, after: Position) -> bool:
+    """Whether an incarnation comes next; in a topic made again, partitions come level with the one furthest on."""
+    ahead = after.incarnation - before.incarnation
+    return ahead == 1 or (ahead > 1 and after.topic_id != before.topic_id)
 
 
 def _assert_incarnation(plan: Plan, piece: OffsetRange, incarnation: int) -> None:

@@ -270,11 +270,11 @@ def test_plans_that_do_not_tile_are_refused(warehouse, pieces):
 
 @pytest.mark.parametrize(
     "position",
-    [Position("id-0", 0, 0, 100, 3), Position("id-0", 0, 10, 200, 3), Position("id-2", 2, 0, 0, 3)],
+    [Position("id-0", 0, 0, 100, 3), Position("id-0", 0, 10, 200, 3), Position("id-0", 2, 0, 0, 3)],
 )
 @pytest.mark.usefixtures("batch")
 def test_positions_do_not_go_back(warehouse, position):
-    """A position never moves backwards, nor over an incarnation."""
+    """A position never moves backwards, nor over an incarnation of the same topic."""
     with pytest.raises(RunFailedError):
         record(warehouse, Plan(positions={ORDERS_0: position}), version=1)
 
@@ -307,6 +307,15 @@ def test_history_before_the_start_may_be_planned(warehouse):
     )
     record(warehouse, plan, version=1)
     assert state_of(warehouse).positions[place].start_offset == 0
+
+
+@pytest.mark.usefixtures("batch")
+def test_a_topic_made_again_begins_where_its_most_renewed_partition_does(warehouse):
+    """Partitions that are behind others in incarnations, one of which was truncated, come level with them."""
+    later = replace(planned("orders", 0, 0, 30, incarnation=3), topic_id="id-3")
+    place = Position("id-3", 3, 0, 30, 3)
+    record(warehouse, Plan(batches=((later,),), positions={ORDERS_0: place}), version=1)
+    assert state_of(warehouse).positions[ORDERS_0] == place
 
 
 def test_a_new_incarnation_begins_anew(warehouse, batch, ranges):

@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -76,10 +76,11 @@ def _examples(count: int, jobs: int, seed: int) -> Part:
     shares = [count // jobs + (number < count % jobs) for number in range(jobs)]
     with ProcessPoolExecutor(jobs, get_context("spawn"), initializer=leave_at_once) as pool:
         futures = [pool.submit(run_examples, each, seed + number) for number, each in enumerate(shares)]
-        outcomes = [future.result() for future in futures]
-    for one in outcomes:
-        if one.failure:
-            say(one.failure)
+        outcomes = []
+        for done in as_completed(futures):
+            outcomes.append(done.result())
+            if (failure := outcomes[-1].failure) is not None:
+                say(failure)
     broken = sum(one.failure is not None for one in outcomes)
     ran = sum(one.examples for one in outcomes)
     counts, reached = Counter[str](), Counter[str]()
