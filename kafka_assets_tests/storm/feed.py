@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import random
 import threading
+import time
 import uuid
 from typing import TYPE_CHECKING
 
-from confluent_kafka import Producer
+from confluent_kafka import KafkaException, Producer
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from confluent_kafka import KafkaError, Message
 
 _MOST_RECORDS = 60
 _ABORTED = 1 / 6
 _SECONDS = 30
+_PATIENCE_SECONDS = 300
+"""For a broker on a machine that is all but overrun."""
 
 
 class Feed(threading.Thread):
@@ -38,11 +43,12 @@ class Feed(threading.Thread):
             {
                 "bootstrap.servers": bootstrap,
                 "transactional.id": f"storm-{uuid.uuid4()}",
+                "transaction.timeout.ms": 2000 * _PATIENCE_SECONDS,
                 "linger.ms": 1,
                 "log_level": 0,
             }
         )
-        self._producer.init_transactions(_SECONDS)
+        self._until_done(self._producer.init_transactions)
 
     def run(self) -> None:
         try:
@@ -70,19 +76,33 @@ class Feed(threading.Thread):
                 partition=self._choice.randrange(self._partitions),
                 on_delivery=delivered,
             )
-        left = self._producer.flush(_SECONDS)
+        left = self._producer.flush(_PATIENCE_SECONDS)
         assert left == 0, f"{left} records were not delivered"
         if self._choice.random() < _ABORTED:
-            self._producer.abort_transaction(_SECONDS)
+            self._until_done(self._producer.abort_transaction)
         else:
-            self._producer.commit_transaction(_SECONDS)
+            self._until_done(self._producer.commit_transaction)
             self.committed |= placed
         return count
+
+    def _until_done(self, act: Callable[[float], None]) -> None:
+        """Call again what ran out of time, as the client asks for."""
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        while True:
+            try:
+                return act(_SECONDS)
+            except KafkaException as failed:
+                if not failed.args[0].retriable() or time.monotonic() > deadline:
+                    raise
+
+    def check(self) -> None:
+        """Raise what has ended it."""
+        if self.failed is not None:
+            raise self.failed
 
     def stop(self) -> None:
         """End with the transaction at hand."""
         self._stopped.set()
         self.join()
         self._producer.close()
-        if self.failed is not None:
-            raise self.failed
+        self.check()

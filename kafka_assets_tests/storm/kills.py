@@ -360,5 +360,6 @@ class Storm:
             time.sleep(0.02)
 
     def _tell(self, left: int, what: str) -> None:
+        self._feed.check()
         if left % 25 == 0:
             self._say(f"{self.outcome.kills:,} kills so far, {left:,} of {what} left")
