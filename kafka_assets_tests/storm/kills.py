@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 import uuid
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -224,13 +225,15 @@ class Storm:
         """Some committed batches, as Dagster's own folder would not tell: from the ledger."""
         from kafka_assets import connect  # noqa: PLC0415  one file, one way into it
 
+        # The first command may have been killed before there was a file, or a ledger in it.
         if not (self.folder / "w.duckdb").exists():
             return []
-        with connect(self.folder / "streams.yaml") as reader:
+        with suppress(duckdb.CatalogException), connect(self.folder / "streams.yaml") as reader:
             found = reader.query(
                 "SELECT batch FROM kafka_assets.batches WHERE state = 'committed' ORDER BY batch DESC LIMIT 20"
             )
             return [batch for (batch,) in found.fetchall()]
+        return []
 
     def _end_lives(self, processes: Sequence[ForkServerProcess], name: str | None) -> None:
         dead = None
