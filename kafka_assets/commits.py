@@ -27,10 +27,11 @@ from kafka_assets.offsets import OffsetRange, TopicPartition, first_flaw, merge
 from kafka_assets.planning import Loss
 from kafka_assets.removals import of_metadata, removals_of, removed_condition
 from kafka_assets.scope import WHOLE
+from kafka_assets.staging import let_go_of_pages
 from kafka_assets.statements import changed, insert, quote, quote_table, registered
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from datetime import datetime
 
     import duckdb
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 
 _OF_THE_COMMIT = ("_kafka_batch", "_ingested_at")
 _STAGED = "_kafka_assets_staged"
+_ONCE = "_kafka_assets_once"
 _BAD = "_kafka_assets_bad"
 _REPLACED = "_kafka_assets_replaced"
 _WRAP = 1 << 64
@@ -193,7 +195,8 @@ def commit_batch(
         names_in_sql.enter_context(registered(con, _REPLACED, _places(places)))
         if set_aside.num_rows:
             names_in_sql.enter_context(registered(con, _BAD, set_aside))
-        writing = _Writing(con, stream, batch, quote_table(table), columns, names, bool(set_aside.num_rows))
+        any_bad = bool(set_aside.num_rows)
+        writing = _Writing(con, stream, batch, quote_table(table), incoming, columns, names, any_bad)
         predicates = removals_of(con, stream, batch) if rows or set_aside.num_rows else ()
         removed = writing.removed(predicates)
         if expected_generation:
@@ -268,8 +271,9 @@ def load_quarantined(
     names = [name for name in METADATA_COLUMNS if name not in _OF_THE_COMMIT]
     names += [column.name for column in columns]
     where = f"batch {batch} of {stream}"
-    with registered(con, _STAGED, rows.select(names)):
-        writing = _Writing(con, stream, batch, quote_table(table), columns, names, any_bad=False)
+    rows = rows.select(names)
+    with registered(con, _STAGED, rows):
+        writing = _Writing(con, stream, batch, quote_table(table), rows, columns, names, any_bad=False)
         predicates = removals_of(con, stream, batch)
         removed = writing.removed(predicates)
         moves = [
@@ -309,6 +313,7 @@ class _Writing:
     stream: str
     batch: str
     table: str
+    rows: pa.Table
     columns: Sequence[Column]
     names: Sequence[str]
     any_bad: bool
@@ -430,9 +435,11 @@ class _Writing:
 
     def insert(self, predicates: Sequence[str], now: datetime) -> int:
         statement = sql.INSERT_ROWS.format(
-            table=self.table, columns=self._selected, staged=_STAGED, removed=removed_condition(predicates)
+            table=self.table, columns=self._selected, staged=_ONCE, removed=removed_condition(predicates)
         )
-        return changed(self.con, statement, batch=self.batch, now=now)
+        once = pa.RecordBatchReader.from_batches(self.rows.schema, _letting_go(self.rows))
+        with registered(self.con, _ONCE, once):
+            return changed(self.con, statement, batch=self.batch, now=now)
 
     def insert_bad(self, predicates: Sequence[str], now: datetime) -> int:
         if not self.any_bad:
@@ -443,6 +450,13 @@ class _Writing:
             removed=removed_condition(of_metadata(self.con, predicates)),
         )
         return changed(self.con, statement, now=now, **self._named)
+
+
+def _letting_go(rows: pa.Table) -> Iterator[pa.RecordBatch]:
+    """Give the batches of a table one by one, the memory that one took back before the next: a file may be large."""
+    for batch in rows.to_batches():
+        yield batch
+        let_go_of_pages()
 
 
 def _places(places: Sequence[TopicPartition]) -> pa.Table:

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import ctypes
-import gc
 import logging
-import threading
 import time
 from collections import deque
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from itertools import compress, pairwise
 from typing import TYPE_CHECKING, Literal, Self
 
 import confluent_kafka
 import numpy as np
+import pyarrow as pa
 from confluent_kafka import Message
 
 from kafka_assets.client import ClientEvents, create_consumer, kind_of
+from kafka_assets.collector import rare_collections
 from kafka_assets.errors import (
     DataLostError,
     FetchStalledError,
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 
     import numpy.typing as npt
-    import pyarrow as pa
     from confluent_kafka import Consumer, KafkaError
 
     from kafka_assets.evidence import RangeEvidence
@@ -65,7 +64,6 @@ _RESUME_SECONDS = 0.2
 _LAST_LOOK_SECONDS = 3.0
 _MUCH_BYTES = 32 * 1024**2
 _PARTITION_BITS = 32
-_GC_THRESHOLD = 50_000
 _FAR_MS = np.iinfo(np.int64).max
 
 
@@ -163,7 +161,7 @@ class RangeReader:
             try:
                 self._start(consumer, progresses)
                 while self._active:
-                    with _rare_gc():
+                    with rare_collections():
                         rows += self._step(consumer, log, buffer)
                     if buffer.full:
                         yield buffer.take()
@@ -519,29 +517,5 @@ def _give_memory_back() -> None:
     # glibc keeps what freed messages took, for each thread that had some: 1 GB after ten fetches of 200 MB.
     with suppress(AttributeError, OSError):
         ctypes.CDLL(None).malloc_trim(0)
-
-
-_gc_lock = threading.Lock()
-_gc_users = 0
-_gc_before = (700, 10, 10)
-
-
-@contextmanager
-def _rare_gc() -> Iterator[None]:
-    """Let the collector of cycles run rarely: it would look at thousands of messages again and again.
-
-    It still runs, so that other threads' garbage does not pile up while a fetch waits.
-    """
-    global _gc_users, _gc_before  # noqa: PLW0603  the collector's threshold is the process's too
-    with _gc_lock:
-        if _gc_users == 0:
-            _gc_before = gc.get_threshold()
-            gc.set_threshold(_GC_THRESHOLD, *_gc_before[1:])
-        _gc_users += 1
-    try:
-        yield
-    finally:
-        with _gc_lock:
-            _gc_users -= 1
-            if _gc_users == 0:
-                gc.set_threshold(*_gc_before)
+    # Arrow's allocator keeps as much for each thread.
+    pa.default_memory_pool().release_unused()

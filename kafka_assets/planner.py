@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from kafka_assets import ledger, ledger_sql, planning, sampling
 from kafka_assets.backpressure import current_rate
+from kafka_assets.collector import rare_collections
 from kafka_assets.config import Assignment, TopicPattern
 from kafka_assets.errors import ConfigInvalidError, KafkaAssetsError, LogTruncatedError, TableTakenError
 from kafka_assets.formats import get_format
@@ -80,8 +81,10 @@ def survey(
     """
     if state is None:
         state = read_state(stream, warehouse, timeout=timeout)
-    found = log.topic_partitions(stream.selection)
-    bounds = log.bounds(found.partitions)
+    # Three answers for each topic-partition come in objects of their own.
+    with rare_collections():
+        found = log.topic_partitions(stream.selection)
+        bounds = log.bounds(found.partitions)
     truncated = _confirm_truncated(state, bounds, log) | _met_by_fetches(state, bounds)
     return Survey(state, bounds, found.missing, truncated)
 

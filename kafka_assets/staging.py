@@ -9,6 +9,7 @@ of their slice in the same way, under the name `<generation>-<name>-bad`, if the
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 import shutil
 import time
@@ -17,6 +18,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Protocol, Self
+from weakref import WeakSet
 
 import pyarrow as pa
 
@@ -49,6 +51,7 @@ __all__ = [
     "in_file",
     "is_held",
     "is_kept",
+    "let_go_of_pages",
     "open_staged",
     "stage",
     "sweep",
@@ -66,6 +69,9 @@ _kept: dict[str, pa.Table] = {}
 
 _filed: dict[str, StagedSlice] = {}
 """Those of them that were put into their files since, and are mapped from there."""
+
+_mapped: WeakSet[mmap.mmap] = WeakSet()
+"""The staged files that this process has opened."""
 
 spares: Spares | None = None
 """Of a process that stages one file after the other: those it may write over."""
@@ -274,13 +280,16 @@ def open_staged(staged: StagedSlice) -> pa.Table:
             raise StagedDamagedError(
                 f"staged file {path} has {size} bytes where {staged.size_bytes} were written"
             )
-        with pa.memory_map(str(path)) as mapped:
-            content = mapped.read_buffer()
+        with path.open("rb") as file:
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except OSError as failed:
         raise StagedDamagedError(
             f"staged file {path} cannot be read: {failed.strerror or failed}"
         ) from failed
+    _mapped.add(mapped)
+    content = pa.py_buffer(mapped)
     checksum = _checksum(zlib.crc32(content))
+    let_go_of_pages()
     if checksum != staged.checksum:
         raise StagedDamagedError(f"staged file {path} was altered: {checksum} is not {staged.checksum}")
     table = pa.ipc.open_file(content).read_all()
@@ -289,6 +298,12 @@ def open_staged(staged: StagedSlice) -> pa.Table:
             f"staged file {path} holds {table.num_rows} rows where {staged.rows} were written"
         )
     return table
+
+
+def let_go_of_pages() -> None:
+    """Give back the memory of what was read of staged files; what is read again comes from the files again."""
+    for one in list(_mapped):
+        one.madvise(mmap.MADV_DONTNEED)
 
 
 @dataclass(frozen=True, slots=True)

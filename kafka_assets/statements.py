@@ -27,8 +27,10 @@ def quote_table(table: TableName) -> str:
 
 
 @contextmanager
-def registered(con: duckdb.DuckDBPyConnection, name: str, rows: pa.Table) -> Iterator[None]:
-    """Give an Arrow table a name in SQL for as long as the context lasts."""
+def registered(
+    con: duckdb.DuckDBPyConnection, name: str, rows: pa.Table | pa.RecordBatchReader
+) -> Iterator[None]:
+    """Give Arrow rows a name in SQL for as long as the context lasts; those of a reader can be read once."""
     con.register(name, rows)
     try:
         yield

@@ -26,6 +26,7 @@ from kafka_assets.staging import (
     generation_of,
     holder,
     is_held,
+    let_go_of_pages,
     open_staged,
     stage,
     sweep,
@@ -102,6 +103,16 @@ def test_a_slice_without_rows_is_a_file_too(bootstrap, topic, tmp_path):
     staged = stage(reader(bootstrap, (name, 0, 0, 0)), RAW, tmp_path, "0-a")
     assert (staged.rows, staged.ranges[0].digest) == (0, 0)
     assert open_staged(staged).num_rows == 0
+
+
+def test_rows_are_there_again_after_their_memory_was_given_back(bootstrap, topic, produce, tmp_path):
+    """What was read of a staged file takes no memory any more, and reads as before."""
+    name = topic()
+    produce(name, [Record(b"v" * 1000)] * 2000, 0)
+    table = open_staged(stage(reader(bootstrap, (name, 0, 0, 2000)), RAW, tmp_path, "0-a"))
+    before = table.to_pylist()
+    let_go_of_pages()
+    assert table.to_pylist() == before
 
 
 def test_batches_on_disk_have_the_rows_of_a_row_group(bootstrap, topic, produce, tmp_path):

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from kafka_assets.ledger import BatchRow
     from kafka_assets.orchestration.runtime import Runtime
 
-MEMORY_BYTES = 96 * 1024**2
+MEMORY_BYTES = 64 * 1024**2
 """What a run keeps in memory between its fetch and its commit; more goes through files."""
 
 IO_MANAGER = "kafka_assets_io"
