@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 _PR_SET_CHILD_SUBREAPER = 36
-_SAMPLE_SECONDS = 0.2
+_SAMPLE_SECONDS = 0.5
 _LEFT_OVER_SECONDS = 10.0
 _TAIL = 4000
 
@@ -42,7 +42,7 @@ class Cost:
         seconds: From its start to its exit.
         cpu_seconds: User and system, of all processes.
         peak_pss: The highest sum of all processes' proportional set sizes seen, in bytes, looked at
-            five times a second.
+            twice a second.
         written: Bytes handed to write calls, of all processes.
     """
 

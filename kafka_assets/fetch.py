@@ -48,12 +48,12 @@ logger = logging.getLogger(__name__)
 _TUNING = {
     # With the default of 1 s a client sleeps a second whenever its queue is full.
     "fetch.queue.backoff.ms": "2",
-    "queued.max.messages.kbytes": "16384",
+    "queued.max.messages.kbytes": "8192",
     # A long poll in flight holds up every change of the assignment.
     "fetch.wait.max.ms": "100",
 }
 # Compressed; what becomes of it in memory may be ten times as much.
-_FETCH_MAX_BYTES = "4194304"
+_FETCH_MAX_BYTES = "2097152"
 _CONSUME_SECONDS = 0.05
 _CONSUME_BYTES = 16 * 1024**2
 _CONSUME_FIRST = 16

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from kafka_assets.scope import ReplayScope
 
 WAIT_SECONDS = 0.2
-AHEAD = 2
+AHEAD = 1
 """Batches that wait, fetched, beside the one that is being committed."""
 
 
