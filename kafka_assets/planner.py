@@ -14,6 +14,7 @@ from kafka_assets.config import Assignment, TopicPattern
 from kafka_assets.errors import ConfigInvalidError, KafkaAssetsError, LogTruncatedError, TableTakenError
 from kafka_assets.formats import get_format
 from kafka_assets.offsets import OffsetRange
+from kafka_assets.records import ROW_GROUP_ROWS
 from kafka_assets.starting import resolve_starts, timestamps_to_find
 
 if TYPE_CHECKING:
@@ -227,6 +228,8 @@ def limits_of(stream: StreamConfig, state: StreamState) -> planning.Limits:
         max_records_per_partition_per_second=stream.max_records_per_partition_per_second,
         max_bytes_per_batch=min(most, stream.max_bytes_per_batch),
         bytes_per_record=size,
+        # What a batch has of a row group is written again with what the next one adds to it.
+        unit=ROW_GROUP_ROWS,
         min_records_per_batch=stream.min_records_per_batch,
         max_batch_delay=stream.max_batch_delay,
         max_batches_in_flight=stream.max_batches_in_flight,

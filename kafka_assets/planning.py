@@ -20,6 +20,7 @@ MAX_BLOCKED = 10
 
 _MAX_OFFSET = 2**63 - 1
 _NAMED = 3
+_FIRST_BYTES = 128 * 1024**2
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +67,7 @@ class Limits:
 
     Attributes:
         bytes_per_record: Learned from earlier batches, None before the first.
+        unit: Of a batch limited by its bytes: it takes a multiple of so many offsets, if it takes more.
         backpressure: Whether a rate is estimated, and so there is one batch an interval.
         records_per_second: That rate, over all partitions; None as long as there is no estimate.
     """
@@ -74,6 +76,7 @@ class Limits:
     max_records_per_partition_per_second: float | None = None
     max_bytes_per_batch: int = 2**63 - 1
     bytes_per_record: float | None = None
+    unit: int = 1
     min_records_per_batch: int = 1
     max_batch_delay: float = 60.0
     max_batches_in_flight: int = 4
@@ -92,7 +95,8 @@ class Limits:
         size = self.bytes_per_record
         if size is None or size <= 0 or size * self.max_records_per_batch <= self.max_bytes_per_batch:
             return self.max_records_per_batch
-        return max(int(self.max_bytes_per_batch / size), 1)
+        fits = max(int(self.max_bytes_per_batch / size), 1)
+        return fits if fits < self.unit else fits - fits % self.unit
 
     @property
     def records_per_partition(self) -> int | None:
@@ -249,7 +253,8 @@ def plan(
         pause = pause or _early(limits, lag, len(batches), since, waited)
         if pause:
             break
-        takes = share(lags, limits.records, limits.records_per_partition)
+        first = drain and not batches and not open_batches
+        takes = share(lags, _begun(limits, lag) if first else limits.records, limits.records_per_partition)
         batches.append(
             tuple(draft.advance(tp, take) for tp, take in zip(draft.live, takes, strict=True) if take)
         )
@@ -292,6 +297,13 @@ class _Pause:
 
     reason: str
     seconds: float | None = None
+
+
+def _begun(limits: Limits, lag: int) -> int:
+    """Return what the first batch of a drain takes: less than the next, which is fetched while it is committed."""
+    if lag <= limits.records:
+        return limits.records
+    return replace(limits, max_bytes_per_batch=min(limits.max_bytes_per_batch, _FIRST_BYTES)).records
 
 
 def _slowed(limits: Limits, lag: int) -> str | None:

@@ -88,6 +88,33 @@ def test_limits_by_bytes_once_their_size_is_known(per_record, records):
     assert Limits(1000, max_bytes_per_batch=50_000, bytes_per_record=per_record).records == records
 
 
+@pytest.mark.parametrize(("most", "records"), [(99, 99), (100, 100), (299, 200)])
+def test_limits_by_bytes_take_whole_units(most, records):
+    """A batch that its bytes limit has a multiple of the unit, unless it has less than one."""
+    limits = Limits(10_000, max_bytes_per_batch=most, bytes_per_record=1.0, unit=100)
+    assert limits.records == records
+
+
+MIB = 1024**2
+
+
+@pytest.mark.parametrize(
+    ("drain", "open_batches", "lag", "expected"),
+    [
+        (True, 0, 1000, [128, 256, 256, 256]),
+        (True, 0, 257, [128, 129]),
+        (True, 0, 256, [256]),
+        (True, 1, 1000, [256, 256, 256]),
+        (False, 0, 1000, [256, 256, 256, 256]),
+    ],
+)
+def test_a_drain_begins_with_a_smaller_batch(drain, open_batches, lag, expected):
+    """With nothing open and more than a batch waiting, the first is half as large: the next is fetched meanwhile."""
+    limits = Limits(10_000, max_bytes_per_batch=256 * MIB, bytes_per_record=MIB)
+    plan = plan_of([0], [lag], limits=limits, drain=drain, open_batches=open_batches)
+    assert sizes(plan) == expected
+
+
 def test_plans_several_batches_that_follow_one_another():
     """A backlog becomes as many batches as may be in flight, each beginning where the last ended."""
     plan = plan_of([0, 0], [1000, 500], limit=300)
