@@ -105,7 +105,7 @@ MIB = 1024**2
         (True, 0, 257, [128, 129]),
         (True, 0, 256, [256]),
         (True, 1, 1000, [256, 256, 256]),
-        (False, 0, 1000, [256, 256, 256, 256]),
+        (False, 0, 2000, [256, 256, 256, 256]),
     ],
 )
 def test_a_drain_begins_with_a_smaller_batch(drain, open_batches, lag, expected):
