@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from typing import TYPE_CHECKING
 
 from kafka_assets.orchestration.execution import RunExecutor, open_instance
@@ -16,7 +15,5 @@ if TYPE_CHECKING:
 
 def execution_of(session: Session) -> tuple[Runtime, RunExecutor, dg.DagsterInstance]:
     """Open the Dagster instance of a call, and what executes the batches of its streams file there."""
-    # Modules stay to the end: neither the collector of cycles nor the interpreter's exit has to look through them.
-    gc.freeze()
     runtime, instance = Runtime(session.config), open_instance(session.config.path.parent)
     return runtime, RunExecutor(runtime, instance), instance
