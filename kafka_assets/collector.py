@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_THRESHOLD = 50_000
+RARELY = 50_000
+"""New objects from one look of the collector to the next; 700 by default."""
 
 _lock = threading.Lock()
 _users = 0
@@ -27,7 +28,7 @@ def rare_collections() -> Iterator[None]:
     with _lock:
         if _users == 0:
             _before = gc.get_threshold()
-            gc.set_threshold(max(_THRESHOLD, _before[0]), *_before[1:])
+            gc.set_threshold(max(RARELY, _before[0]), *_before[1:])
         _users += 1
     try:
         yield

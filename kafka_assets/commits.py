@@ -179,9 +179,7 @@ def commit_batch(
     ranges = scope.of(found.ranges) if expected_generation else found.ranges
     settled = _settle(found, ranges, staged)
     rows = sum(one.rows for one in staged)
-    names = [name for name in METADATA_COLUMNS if name not in _OF_THE_COMMIT]
-    names += [column.name for column in columns]
-    incoming = _together(found, data, names)
+    incoming = _together(found, data, _staged_names(columns))
     if incoming.num_rows != rows:
         raise RunFailedError(
             f"batch {batch} of {stream}: {incoming.num_rows} rows are staged where the fetch counted {rows}."
@@ -193,11 +191,11 @@ def commit_batch(
     with ExitStack() as names_in_sql:
         names_in_sql.enter_context(registered(con, _STAGED, incoming))
         names_in_sql.enter_context(registered(con, _REPLACED, _places(places)))
-        if set_aside.num_rows:
-            names_in_sql.enter_context(registered(con, _BAD, set_aside))
         any_bad = bool(set_aside.num_rows)
-        writing = _Writing(con, stream, batch, quote_table(table), incoming, columns, names, any_bad)
-        predicates = removals_of(con, stream, batch) if rows or set_aside.num_rows else ()
+        if any_bad:
+            names_in_sql.enter_context(registered(con, _BAD, set_aside))
+        writing = _Writing(con, stream, batch, quote_table(table), incoming, columns, any_bad)
+        predicates = removals_of(con, stream, batch) if rows or any_bad else ()
         removed = writing.removed(predicates)
         if expected_generation:
             held = writing.held()
@@ -268,12 +266,10 @@ def load_quarantined(
     Raises:
         RunFailedError: They are not all in the quarantine, or not all in ranges of the batch.
     """
-    names = [name for name in METADATA_COLUMNS if name not in _OF_THE_COMMIT]
-    names += [column.name for column in columns]
     where = f"batch {batch} of {stream}"
-    rows = rows.select(names)
+    rows = rows.select(_staged_names(columns))
     with registered(con, _STAGED, rows):
-        writing = _Writing(con, stream, batch, quote_table(table), rows, columns, names, any_bad=False)
+        writing = _Writing(con, stream, batch, quote_table(table), rows, columns, any_bad=False)
         predicates = removals_of(con, stream, batch)
         removed = writing.removed(predicates)
         moves = [
@@ -315,7 +311,6 @@ class _Writing:
     table: str
     rows: pa.Table
     columns: Sequence[Column]
-    names: Sequence[str]
     any_bad: bool
 
     @property
@@ -372,7 +367,9 @@ class _Writing:
             return {}
         removed = {
             TopicPartition(topic, partition): _Removed(count, 0, *rest)
-            for topic, partition, count, *rest in self._removed(_STAGED, self.names, self._digest, predicates)
+            for topic, partition, count, *rest in self._removed(
+                _STAGED, self.rows.column_names, self._digest, predicates
+            )
         }
         if self.any_bad:
             for topic, partition, count, offset_sum, digest in self._removed(
@@ -408,7 +405,7 @@ class _Writing:
 
     @property
     def _selected(self) -> str:
-        return ", ".join(map(quote, self.names))
+        return ", ".join(map(quote, self.rows.column_names))
 
     def leaving(self) -> list[tuple[TopicPartition, int, int]]:
         """Return how many of the staged records are in quarantine, and by how much the digest changes with them."""
@@ -450,6 +447,12 @@ class _Writing:
             removed=removed_condition(of_metadata(self.con, predicates)),
         )
         return changed(self.con, statement, now=now, **self._named)
+
+
+def _staged_names(columns: Sequence[Column]) -> list[str]:
+    """Return the columns of staged rows: those of the table, less what the commit fills in."""
+    metadata = [name for name in METADATA_COLUMNS if name not in _OF_THE_COMMIT]
+    return [*metadata, *(column.name for column in columns)]
 
 
 def _letting_go(rows: pa.Table) -> Iterator[pa.RecordBatch]:

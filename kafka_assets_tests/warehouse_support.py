@@ -224,6 +224,7 @@ def state_of(warehouse: Warehouse) -> ledger.StreamState:
 
 def await_true(condition: Callable[[], bool]) -> None:
     while not condition():
+        # Between two looks at the condition.
         time.sleep(0.005)
 
 

@@ -24,6 +24,7 @@ kafka.start()
 child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
 child.start()
 print(kafka.pid, child.pid, flush=True)
+# Until it is killed.
 time.sleep(600)
 """
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 import pytest
 
-from kafka_assets_tests.orchestration.support import STREAM, Bench, write_streams
+from kafka_assets_tests.orchestration.support import STREAM, Bench, make_storage, write_streams
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -19,9 +19,7 @@ def new_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("instance")
     (folder / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
     with dg.DagsterInstance.from_config(str(folder)) as made:
-        made.get_runs()
-        made.get_dynamic_partitions("none")
-        made.all_instigator_state()
+        make_storage(made)
     return folder
 
 

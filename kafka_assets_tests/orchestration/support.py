@@ -55,6 +55,13 @@ def write_streams(
     return file
 
 
+def make_storage(instance: dg.DagsterInstance) -> None:
+    """Have Dagster make its databases, each of which it makes when it is first asked."""
+    instance.get_runs()
+    instance.get_dynamic_partitions("none")
+    instance.all_instigator_state()
+
+
 @dataclass
 class Tick:
     """What came of one evaluation of a sensor."""

@@ -69,6 +69,7 @@ class DagsterDev:
         while not (found := self.pids(words)):
             if time.monotonic() > deadline:
                 raise StormError(f"no {words} within {_START_SECONDS:g} s:\n{words_in(self._folder, WORDS)}")
+            # Between two looks: they are not our children.
             time.sleep(_LOOK_SECONDS)
         return found
 

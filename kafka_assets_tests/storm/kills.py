@@ -188,7 +188,7 @@ class Storm:
         """Undisturbed: Dagster itself, killed between its SQLite file and the tables in it, never makes them again."""
         from kafka_assets_tests.storm import said  # noqa: PLC0415  imports Dagster
 
-        process = forks().Process(target=said.make_storage, args=(self.folder,))
+        process = forks().Process(target=said.begin, args=(self.folder,))
         process.start()
         process.join()
         if process.exitcode:
@@ -360,6 +360,7 @@ class Storm:
     def _await(self, condition: Callable[[], bool]) -> None:
         deadline = time.monotonic() + POINT_SECONDS
         while time.monotonic() < deadline and not condition():
+            # Between two looks: nothing tells of a process of another process that dies.
             time.sleep(0.02)
 
     def _tell(self, left: int, what: str) -> None:

@@ -21,7 +21,7 @@ from kafka_assets.orchestration import sensors
 from kafka_assets.orchestration.execution import open_instance
 from kafka_assets.warehouse import Warehouse
 from kafka_assets_tests.faults.story import Story
-from kafka_assets_tests.orchestration.support import Bench
+from kafka_assets_tests.orchestration.support import Bench, make_storage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -111,13 +111,11 @@ def say(folder: Path, command: Sequence[str], cut_before: int | None) -> None:
     raise SystemExit(code)
 
 
-def make_storage(folder: Path) -> None:
+def begin(folder: Path) -> None:
     """Have Dagster make its storage."""
     _enter(folder)
     with open_instance(folder) as instance:
-        instance.get_runs()
-        instance.get_dynamic_partitions("none")
-        instance.all_instigator_state()
+        make_storage(instance)
 
 
 def plan(folder: Path) -> None:

@@ -53,8 +53,9 @@ def _storm(folder: Path, bootstrap: str, shares: Shares, seed: int, number: int,
     try:
         storm.run(shares)
     except Exception:  # noqa: BLE001  the others go on
-        say(f"ended by {traceback.format_exc()}")
-        storm.outcome.problems.append(f"storm {number}: {traceback.format_exc()}")
+        why = traceback.format_exc()
+        say(f"ended by {why}")
+        storm.outcome.problems.append(f"storm {number}: {why}")
     return storm.outcome
 
 

@@ -151,6 +151,7 @@ def wait_until(condition: Callable[[], T], what: str, timeout: float = 60.0) -> 
         if answer := condition():
             return answer
         assert time.monotonic() < deadline, f"not within {timeout:g} s: {what}"
+        # Between two looks at the condition.
         time.sleep(0.05)
 
 
