@@ -156,11 +156,17 @@ def apply(
 
     Raises:
         WarehouseLockedError: A run of a batch to be settled is alive; nothing was changed.
-        KafkaAssetsError: The target is refused, or something is not reachable.
+        KafkaAssetsError: The target is refused, or something is not reachable. Where that is so only of a second look,
+            since a planner was faster, it says which batches were settled before it.
     """
     done: Applied | None = None
     while True:
-        proposal = propose(stream, warehouse, log, target, keep_hole=keep_hole)
+        try:
+            proposal = propose(stream, warehouse, log, target, keep_hole=keep_hole)
+        except KafkaAssetsError as error:
+            if done is None or not done.settled:
+                raise
+            raise _too_late(error, done.settled) from error
         done = done or Applied(proposal)
         if proposal.settlements:
             _settle_all(stream, warehouse, open_runs(), proposal, done)
@@ -199,6 +205,15 @@ def _settle_all(
     finally:
         for batch in held:
             runs.release(batch)
+
+
+def _too_late(error: KafkaAssetsError, settled: Sequence[BatchRow]) -> KafkaAssetsError:
+    keys = ", ".join(batch.batch for batch in settled)
+    return type(error)(
+        f"what can no longer be fetched was settled as proposed (batches: {keys}); meanwhile a planner moved the"
+        " positions, which stay as it left them, for at a second look the reset was refused:"
+        f" {error.message.replace('Nothing was changed', 'Nothing more was changed')}"
+    )
 
 
 def _busy(stream: StreamConfig, batch: BatchRow, who: str) -> WarehouseLockedError:

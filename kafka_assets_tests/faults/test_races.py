@@ -222,6 +222,35 @@ def test_a_reset_whose_batch_is_loaded_at_the_last_moment(story, topic, produce,
     assert story.proof() == {(name, 0, 0): {"from": 0, "until": 13, "loaded": 11, "lost": 2}}
 
 
+def test_a_reset_that_a_planner_overtakes_says_what_it_has_settled(
+    story, topic, produce, bootstrap, monkeypatch
+):
+    """Once a batch was settled, a refusal at the second look does not say that nothing was changed."""
+    name = topic()
+    produce(name, values(10), 0)
+    story.setting(topics=[name], on_data_loss="skip")
+    story.tick()
+    (key,) = story.batch_keys()
+    produce(name, values(6, first=10), 0)
+    delete_records(bootstrap, name, {0: 12})
+    hold = SettlingRuns.hold
+
+    def held(self, batch):
+        story.tick()
+        return hold(self, batch)
+
+    monkeypatch.setattr(SettlingRuns, "hold", held)
+    answer = story.command("reset", "--to", f"{name}:0:14", "--yes")
+    assert (answer.exit_code, answer.stream["applied"]) == (2, False)
+    assert answer.stream["error"]["code"] == "USAGE_INVALID"
+    message = answer.stream["error"]["message"]
+    assert f"settled as proposed (batches: {key})" in message
+    assert "Nothing more was changed." in message
+    assert story.losses() == [(name, 0, 0, 10), (name, 0, 10, 12)]
+    story.ingest()
+    assert story.proof() == {(name, 0, 0): {"from": 0, "until": 16, "loaded": 4, "lost": 12}}
+
+
 def test_a_run_terminated_while_it_waits_for_the_file(bench, topic, produce, home, monkeypatch):
     """It ends as cancelled at once, with no lock and no row left; the batch waits for whoever cancelled it."""
     name = topic()
