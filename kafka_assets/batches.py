@@ -106,6 +106,12 @@ class Committed:
     outcome: Outcome
 
 
+def read_open(stream: StreamConfig, warehouse: Warehouse) -> tuple[BatchRow, ...]:
+    """Read the batches of a stream that are planned and not committed, in the order of their keys."""
+    with warehouse.reading() as connection:
+        return ledger.read_open(connection, stream.name)
+
+
 def read_batch(stream: StreamConfig, warehouse: Warehouse, key: str) -> BatchRow:
     """Read a batch of a stream from the ledger.
 

@@ -30,7 +30,14 @@ from kafka_assets.errors import (
 from kafka_assets.log import KafkaLog
 from kafka_assets.offsets import OffsetRange, PlannedRange
 from kafka_assets.progress import RangeProgress
-from kafka_assets.records import NO_TIMESTAMP, RAW_SCHEMA, ROW_GROUP_ROWS, RecordBuffer
+from kafka_assets.records import (
+    NO_TIMESTAMP,
+    NO_TYPE,
+    RAW_SCHEMA,
+    ROW_GROUP_ROWS,
+    RecordBuffer,
+    timestamps,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
@@ -203,10 +210,12 @@ class RangeReader:
         self._events.raise_refusal()
         short = len(messages) < wanted
         events: list[tuple[Message, KafkaError]] = []
-        if any(map(Message.error, messages)):
+        stamps = timestamps(messages)
+        if (stamps[:, 0] == NO_TYPE).any():
             events = [(one, error) for one in messages if (error := one.error()) is not None]
             messages = [one for one in messages if one.error() is None]
-        rows = self._take(messages, buffer) if messages else 0
+            stamps = timestamps(messages)
+        rows = self._take(messages, stamps, buffer) if messages else 0
         moved = rows > 0
         for message, error in events:
             moved |= self._on_event(consumer, log, message, error)
@@ -219,7 +228,7 @@ class RangeReader:
             raise self._stalled(consumer, log)
         return rows
 
-    def _take(self, messages: list[Message], buffer: RecordBuffer) -> int:
+    def _take(self, messages: list[Message], stamps: Int64s, buffer: RecordBuffer) -> int:
         """Account for messages of all topic-partitions, and put those inside their ranges into the buffer."""
         count = len(messages)
         offsets = np.fromiter(map(Message.offset, messages), np.int64, count)
@@ -243,10 +252,10 @@ class RangeReader:
                 keep = np.ones(count, np.bool_) if keep is None else keep
                 keep[start + kept : stop] = False
         if keep is not None:
-            messages = list(compress(messages, keep.tolist()))
+            messages, stamps = list(compress(messages, keep.tolist())), stamps[keep]
             offsets, partitions, topics = offsets[keep], partitions[keep], topics[keep]
         if messages:
-            sizes, times = buffer.append(messages, topics, partitions, offsets)
+            sizes, times = buffer.append(messages, stamps, topics, partitions, offsets)
             _measure(runs, sizes, times)
             self._chunk = max(
                 1, min(_CONSUME_MOST, 2 * self._chunk, _CONSUME_BYTES // max(1, int(sizes.max())))

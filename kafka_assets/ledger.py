@@ -352,6 +352,15 @@ def read_batches(
     return tuple(_read_batches(con, stream, keys))
 
 
+def read_open(con: duckdb.DuckDBPyConnection | None, stream: str) -> tuple[BatchRow, ...]:
+    """Read the batches that are planned and not committed, in the order of their keys."""
+    if con is None or not has_ledger(con):
+        return ()
+    return tuple(
+        _read_batches(con, stream, _keys(con.execute(sql.READ_OPEN_KEYS, {"stream": stream}).fetchall()))
+    )
+
+
 def read_committed(
     con: duckdb.DuckDBPyConnection | None, stream: str, since: datetime, count: int
 ) -> tuple[BatchRow, ...]:

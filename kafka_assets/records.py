@@ -47,6 +47,11 @@ BATCH_BYTES = 32 * 1024**2
 """A batch is cut when its keys, values and headers reach this, however few rows it then has."""
 
 NO_TIMESTAMP = -1
+"""The timestamp of a message that has none."""
+
+NO_TYPE = 0
+"""The timestamp type of such a message."""
+
 _CREATE = 1
 # What DuckDB's TIMESTAMPTZ holds, in whole milliseconds; its ends are infinity.
 _MIN_TIMESTAMP_MS = -9_223_372_022_400_000
@@ -103,12 +108,18 @@ class RecordBuffer:
         return self.rows >= ROW_GROUP_ROWS or self.bytes >= BATCH_BYTES
 
     def append(
-        self, messages: list[Message], topics: Int64s, partitions: Int64s, offsets: Int64s
+        self,
+        messages: list[Message],
+        stamps: Int64s,
+        topics: Int64s,
+        partitions: Int64s,
+        offsets: Int64s,
     ) -> tuple[Int64s, Int64s]:
         """Append messages without errors, not more than ROW_GROUP_ROWS less `rows`.
 
         Args:
             messages: The messages.
+            stamps: Their timestamps, as `timestamps` gives them; what DuckDB cannot hold is blanked.
             topics: Index of each one's topic.
             partitions: Each one's partition.
             offsets: Each one's offset.
@@ -121,8 +132,6 @@ class RecordBuffer:
             BadRecordError: A timestamp that DuckDB cannot hold, a header key that is not UTF-8; not if set aside.
         """
         count = len(messages)
-        stamps = np.fromiter(chain.from_iterable(map(Message.timestamp, messages)), np.int64, 2 * count)
-        stamps = stamps.reshape(count, 2)
         types, times = stamps[:, 0], stamps[:, 1]
         outside = (times < _MIN_TIMESTAMP_MS) | (times > _MAX_TIMESTAMP_MS)
         if outside.any():
@@ -207,6 +216,16 @@ class RecordBuffer:
 def place(topic: str, partition: int, offset: int) -> str:
     """Name a record for people: `orders[3]@1200`."""
     return f"{TopicPartition(topic, partition)}@{offset}"
+
+
+def timestamps(messages: list[Message]) -> Int64s:
+    """Return type and milliseconds of each message's timestamp, in two columns; an error's are NO_TYPE and -1.
+
+    Source: librdkafka, `rd_kafka_message_timestamp`.
+    """
+    count = len(messages)
+    stamps = np.fromiter(chain.from_iterable(map(Message.timestamp, messages)), np.int64, 2 * count)
+    return stamps.reshape(count, 2)
 
 
 def binary_array(values: list[bytes | None]) -> tuple[pa.Array, Int64s]:

@@ -13,7 +13,6 @@ import mmap
 import os
 import shutil
 import time
-import zlib
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import IO, TYPE_CHECKING, Any, Protocol, Self
 from weakref import WeakSet
 
 import pyarrow as pa
+from xxhash import xxh3_64
 
 from kafka_assets.batch_lock import LOCK_NAME, BatchLock, batch_directory, holder, is_held
 from kafka_assets.digest import DIGEST_FUNCTION, RangeDigests
@@ -288,7 +288,7 @@ def open_staged(staged: StagedSlice) -> pa.Table:
         ) from failed
     _mapped.add(mapped)
     content = pa.py_buffer(mapped)
-    checksum = _checksum(zlib.crc32(content))
+    checksum = _checksum(xxh3_64(content))
     let_go_of_pages()
     if checksum != staged.checksum:
         raise StagedDamagedError(f"staged file {path} was altered: {checksum} is not {staged.checksum}")
@@ -405,7 +405,7 @@ class _StagedFile:
         self._path = path
         self._temporary = path.with_name(f"{path.name}{_TEMPORARY}")
         self._offsets = offsets
-        self._crc = 0
+        self._hash = xxh3_64()
         self._rows = 0
         self.size = 0
         with self._naming_full_disk():
@@ -422,7 +422,7 @@ class _StagedFile:
 
     @property
     def checksum(self) -> str:
-        return _checksum(self._crc)
+        return _checksum(self._hash)
 
     def write(self, batches: Iterable[pa.RecordBatch]) -> None:
         for batch in batches:
@@ -445,7 +445,7 @@ class _StagedFile:
         self._path.unlink(missing_ok=True)
 
     def _append(self, data: memoryview) -> None:
-        self._crc = zlib.crc32(data, self._crc)
+        self._hash.update(data)
         self.size += len(data)
         with self._naming_full_disk():
             while data:
@@ -490,8 +490,8 @@ class _Sink:
         """Arrow closes what it writes to; the file is closed by whoever opened it."""
 
 
-def _checksum(crc: int) -> str:
-    return f"crc32:{crc:08x}"
+def _checksum(content: xxh3_64) -> str:
+    return f"xxh3_64:{content.hexdigest()}"
 
 
 def _remove_empty(directory: Path) -> None:

@@ -25,7 +25,7 @@ from kafka_assets.fetcher import fetcher_for
 from kafka_assets.ledger import PlanConflictError
 from kafka_assets.orchestration.liveness import hold, release
 from kafka_assets.orchestration.prefetch import adopt, offer, withdraw
-from kafka_assets.planner import outstanding, propose, read_state, record, survey, utc_now
+from kafka_assets.planner import outstanding, propose, record, survey, utc_now
 from kafka_assets.room import Room
 from kafka_assets.scope import WHOLE
 from kafka_assets.staging import discard
@@ -248,10 +248,9 @@ class _Drain:
         return self._ahead.popleft() if self._ahead else None
 
     def _open(self) -> list[BatchRow]:
-        state = read_state(self._stream, self._runtime.warehouse)
         return [
             batch
-            for batch in state.open_batches
+            for batch in batches.read_open(self._stream, self._runtime.warehouse)
             if self._ours(batch)
             and not batches.waits_for_a_person(self._stream, batch)
             and batch.batch not in self._failed
@@ -325,8 +324,7 @@ class _Drain:
             )
 
     def _raise_what_remains(self) -> None:
-        state = read_state(self._stream, self._runtime.warehouse)
-        for batch in state.open_batches:
+        for batch in batches.read_open(self._stream, self._runtime.warehouse):
             if batch.blocked and self._ours(batch) and batch.batch not in self._stops:
                 self._stops[batch.batch] = error_from_text(
                     f"{batch.last_error or 'ATTEMPTS_EXHAUSTED: no error was written down'}\n(batch"
