@@ -15,6 +15,7 @@ from confluent_kafka import IsolationLevel, KafkaException, TopicCollection
 
 from kafka_assets.client import ClientEvents, create_admin, kind_of
 from kafka_assets.config import Assignment, TopicPattern, Topics
+from kafka_assets.errors import TopicMissingError
 from kafka_assets.offsets import TopicPartition
 from kafka_assets.planning import LogBounds
 
@@ -226,9 +227,11 @@ class KafkaLog:
             timestamps_ms: Milliseconds since the epoch; before 1970 means the log start.
 
         Returns:
-            The offset; None where the last record is older, or the topic-partition is not there.
+            The offset; None where the last record is older.
 
         Raises:
+            TopicMissingError: A topic-partition is not there: it was, or nobody would ask, and what began at the end
+                of its log would leave out all that is in it once it is there again.
             BrokerUnreachableError, BrokerAuthError: No answer, or a refusal.
         """
         # The broker takes negative numbers for its own marks and refuses the others.
@@ -243,11 +246,15 @@ class KafkaLog:
             lambda keys, seconds: self._list_offsets({key: specs[key] for key in keys}, isolation, seconds),
             doing=f"looking up offsets by time in {_some(topics)}",
         )
+        if missing := sorted(specs.keys() - found.keys()):
+            more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+            raise TopicMissingError(
+                f"an offset was to be looked up by time in {missing[0]}{more}, which is not there according to the"
+                f" brokers at {self._events.addresses}. It was a moment ago: deleted, or on the move. Nothing was"
+                " planned; try again."
+            )
         return {
-            partition: found[partition].offset
-            if partition in found and found[partition].offset >= 0
-            else None
-            for partition in specs
+            partition: answer.offset if answer.offset >= 0 else None for partition, answer in found.items()
         }
 
     def _warn_once(self, without_id: Iterable[str]) -> None:

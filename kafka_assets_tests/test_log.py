@@ -11,7 +11,7 @@ import pytest
 
 from kafka_assets.config import Assignment, TopicPattern, Topics
 from kafka_assets.dev.topics import create_topic, delete_topic
-from kafka_assets.errors import BrokerAuthError, BrokerUnreachableError, ConfigInvalidError
+from kafka_assets.errors import BrokerAuthError, BrokerUnreachableError, ConfigInvalidError, TopicMissingError
 from kafka_assets.log import KafkaLog
 from kafka_assets.offsets import TopicPartition
 from kafka_assets_tests.support.kafka import (
@@ -108,7 +108,8 @@ def test_offsets_are_found_by_time(log, topic, produce):
     assert at(1_700_000_002_000) == 2
     assert at(1_700_000_004_001) is None
     assert at(-5) == 0
-    assert log.offsets_at({TopicPartition("not_there", 0): 0}) == {TopicPartition("not_there", 0): None}
+    with pytest.raises(TopicMissingError, match=r"not_there\[0\]"):
+        log.offsets_at({place: 0, TopicPartition("not_there", 0): 0})
 
 
 def test_a_thousand_partitions_take_few_requests(log, topic):

@@ -36,6 +36,7 @@ from kafka_assets.orchestration.factory import build_definitions_of
 from kafka_assets.orchestration.liveness import host_tag, release
 from kafka_assets.orchestration.naming import PARTITION_TAG, STREAM_TAG, generation_tag
 from kafka_assets.orchestration.runs import newest_key
+from kafka_assets.orchestration.storage import keep_what_storage_makes
 from kafka_assets.staging import discard_kept
 
 if TYPE_CHECKING:
@@ -99,6 +100,7 @@ def open_instance(folder: Path) -> dg.DagsterInstance:
             " was done. Correct it, or make the folder."
         )
     try:
+        keep_what_storage_makes()
         with _one_at_a_time(settings):
             return dg.DagsterInstance.from_ref(InstanceRef.from_dir(str(home), overrides=_NO_CAPTURE))
     except Exception as error:

@@ -20,6 +20,8 @@ KILLS = 1000
 EXAMPLES = 10_000
 REPEATS = 20
 SCRATCH = Path("/dev/shm")  # noqa: S108  a folder of our own is made in it
+_SHARE = 500
+"""Examples from one word of how far it is to the next, and of one process, which then gives its memory back."""
 
 
 def main() -> int:
@@ -72,15 +74,18 @@ class Part:
 
 def _examples(count: int, jobs: int, seed: int) -> Part:
     began = time.monotonic()
-    jobs = min(jobs, count)
-    shares = [count // jobs + (number < count % jobs) for number in range(jobs)]
-    with ProcessPoolExecutor(jobs, get_context("spawn"), initializer=leave_at_once) as pool:
+    shares = [min(_SHARE, count - told) for told in range(0, count, _SHARE)]
+    processes = ProcessPoolExecutor(
+        jobs, get_context("spawn"), initializer=leave_at_once, max_tasks_per_child=1
+    )
+    with processes as pool:
         futures = [pool.submit(run_examples, each, seed + number) for number, each in enumerate(shares)]
         outcomes = []
         for done in as_completed(futures):
             outcomes.append(done.result())
             if (failure := outcomes[-1].failure) is not None:
                 say(failure)
+            say(f"{sum(one.examples for one in outcomes):,} of {count:,} examples")
     broken = sum(one.failure is not None for one in outcomes)
     ran = sum(one.examples for one in outcomes)
     counts, reached = Counter[str](), Counter[str]()

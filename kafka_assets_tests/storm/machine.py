@@ -27,6 +27,7 @@ from kafka_assets.errors import (
     KafkaAssetsError,
     RangeUnavailableError,
     RunFailedError,
+    TopicMissingError,
     UsageInvalidError,
     WarehouseLockedError,
 )
@@ -547,7 +548,12 @@ class StormMachine(RuleBasedStateMachine):
     def plan(self, which: int, fate: Fate, drain: bool, claim: bool) -> None:
         """A planner plans from what it saw, which another may have done since."""
         if self.looks:
-            self._plan(self.looks.pop(which % len(self.looks)), fate, drain=drain, claim=claim)
+            look = self.looks.pop(which % len(self.looks))
+            try:
+                self._plan(look, fate, drain=drain, claim=claim)
+            except TopicMissingError:
+                assert any(at not in self.kafka for at in look.seen.bounds)
+                self._reach("gone before its start was found")
 
     @action(3, fate=fates, drain=st.booleans(), claim=st.booleans())
     def tick(self, fate: Fate, drain: bool, claim: bool) -> None:

@@ -183,6 +183,9 @@ class MemoryKafka:
         return answer
 
     def offsets_at(self, timestamps_ms: Mapping[TopicPartition, int]) -> dict[TopicPartition, int | None]:
+        for at in timestamps_ms:
+            if at not in self:
+                raise TopicMissingError(f"{at} is not there")
         return {
             at: next(
                 (offset for offset in sorted(self.partition(at).entries) if timestamp_ms(offset) >= wanted),
