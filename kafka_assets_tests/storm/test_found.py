@@ -47,6 +47,32 @@ def test_a_batch_planned_without_a_topic_id_is_not_loaded_from_the_topic_that_ca
     assert unidentified.reached["run refused before its fetch, TopicRecreatedError"] == 1
 
 
+def test_a_topic_that_vanishes_before_its_start_is_looked_up_is_not_begun_at_its_end() -> None:
+    """A start by time is not planned from a look at a topic that is gone by then."""
+    machine = StormMachine()
+    machine.begin(
+        partitions=1,
+        limit=1000,
+        start="time",
+        counts=[10],
+        seconds=0,
+        skip=0,
+        restart=0,
+        without_id=0,
+        optimized=0,
+        before=0,
+    )
+    try:
+        machine.look(stale=0)
+        machine.change_topic(what="delete", name="a", partitions=1, count=0)
+        machine.plan(which=0, fate=Fate(), drain=False, claim=False)
+        machine.promises_hold()
+        assert machine.reached["gone before its start was found"] == 1
+        assert not machine.model.positions
+    finally:
+        machine.teardown()
+
+
 def test_a_reset_books_a_batch_planned_without_a_topic_id_as_lost_once_the_topic_has_begun_anew(
     unidentified: StormMachine,
 ) -> None:
