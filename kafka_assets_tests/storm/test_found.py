@@ -13,22 +13,28 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
-@pytest.fixture
-def unidentified() -> Iterator[StormMachine]:
-    """A planned batch of a topic without an id, which was then created again and has grown past the batch."""
+def _begun(*, start: str, skip: int, restart: int, before: int) -> StormMachine:
+    """Ten records in one partition of a topic without an id."""
     machine = StormMachine()
     machine.begin(
         partitions=1,
         limit=1000,
-        start="earliest",
+        start=start,
         counts=[10],
         seconds=0,
-        skip=1,
-        restart=1,
+        skip=skip,
+        restart=restart,
         without_id=0,
         optimized=0,
-        before=1,
+        before=before,
     )
+    return machine
+
+
+@pytest.fixture
+def unidentified() -> Iterator[StormMachine]:
+    """A planned batch of a topic without an id, which was then created again and has grown past the batch."""
+    machine = _begun(start="earliest", skip=1, restart=1, before=1)
     machine.change_topic(what="create again", name="a", partitions=1, count=5)
     machine.tick(Fate(), drain=True, claim=False)
     machine.produce(number=0, count=15, kind="records")
@@ -49,19 +55,7 @@ def test_a_batch_planned_without_a_topic_id_is_not_loaded_from_the_topic_that_ca
 
 def test_a_topic_that_vanishes_before_its_start_is_looked_up_is_not_begun_at_its_end() -> None:
     """A start by time is not planned from a look at a topic that is gone by then."""
-    machine = StormMachine()
-    machine.begin(
-        partitions=1,
-        limit=1000,
-        start="time",
-        counts=[10],
-        seconds=0,
-        skip=0,
-        restart=0,
-        without_id=0,
-        optimized=0,
-        before=0,
-    )
+    machine = _begun(start="time", skip=0, restart=0, before=0)
     try:
         machine.look(stale=0)
         machine.change_topic(what="delete", name="a", partitions=1, count=0)
