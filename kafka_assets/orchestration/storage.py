@@ -34,7 +34,9 @@ def keep_what_storage_makes() -> None:
 
     def from_config(config: Config) -> ScriptDirectory:
         location = config.get_main_option("script_location")
-        return found.setdefault(location, found.get(location) or read(config))
+        if location not in found:
+            found[location] = read(config)
+        return found[location]
 
     ScriptDirectory.from_config = from_config  # type: ignore[method-assign]
 
