@@ -155,6 +155,7 @@ class _Drain:
         self._fetcher: Fetcher | None = None
         self._pool = ThreadPoolExecutor(1, thread_name_prefix=f"ahead-{stream.name}")
         self._ahead: deque[BatchRow] = deque()
+        self._more = False
         self._failed: set[str] = set()
         self._stops: dict[str, KafkaAssetsError] = {}
 
@@ -209,8 +210,11 @@ class _Drain:
         return survey(self._stream, self._runtime.warehouse, self._runtime.log(self._stream))
 
     def _plan(self, ends: Mapping[TopicPartition, int]) -> float | None:
-        """Plan what may be planned now; return for how many seconds a rate limit asks to wait, if it does."""
-        if len(self._ahead) > AHEAD:
+        """Plan what may be planned now; return for how many seconds a rate limit asks to wait, if it does.
+
+        Nothing is, as long as there are planned batches that nobody fetches yet.
+        """
+        if self._more:
             return None
         while True:
             seen = self._survey()
@@ -240,10 +244,14 @@ class _Drain:
     def _take(self) -> BatchRow | None:
         """Return the next batch to run, with those after it being fetched meanwhile."""
         known = {batch.batch for batch in self._ahead}
+        self._more = False
         for batch in self._open():
+            if batch.batch in known:
+                continue
             if len(self._ahead) > AHEAD:
+                self._more = True
                 break
-            if batch.batch not in known and hold(self._runtime.warehouse, self._stream.name, batch.batch):
+            if hold(self._runtime.warehouse, self._stream.name, batch.batch):
                 self._fetch_ahead(batch)
         return self._ahead.popleft() if self._ahead else None
 

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from pathlib import Path
+
 import dagster as dg
+from sqlalchemy import event
+from sqlalchemy.pool import Pool
 
 from kafka_assets.orchestration.storage import keep_what_storage_makes
 
@@ -38,3 +43,35 @@ def test_each_run_is_in_its_own_database_however_many_there_were(tmp_path):
     for folder, instance in zip(folders, instances, strict=True):
         mine = {run_id for owner, run_id in runs if owner is instance}
         assert mine == {file.stem for file in folder.rglob("*-*.db")}
+
+
+def test_one_connection_takes_all_events_of_a_run_and_is_closed_after_some_more_runs(tmp_path):
+    """A connection for each event would have SQLite sync and remove its log each time; nor do they pile up."""
+    keep_what_storage_makes()
+    made, open_now = Counter(), {}
+
+    def opened(connection, _):
+        file = Path(connection.execute("PRAGMA database_list").fetchone()[2])
+        made[file] += 1
+        open_now[id(connection)] = file
+
+    def closed(connection, _):
+        open_now.pop(id(connection), None)
+
+    event.listen(Pool, "connect", opened)
+    event.listen(Pool, "close", closed)
+    try:
+        instance = dg.DagsterInstance.local_temp(str(tmp_path))
+        ids = [empty.execute_in_process(instance=instance).run_id for _ in range(12)]
+    finally:
+        event.remove(Pool, "connect", opened)
+        event.remove(Pool, "close", closed)
+
+    runs = [file for run_id in ids for file in tmp_path.rglob(f"{run_id}.db")]
+    assert len(runs) == 12
+    # Dagster makes the tables over a second one.
+    assert all(made[file] <= 2 for file in runs), made
+    assert len(instance.all_logs(ids[-1])) > 5
+    still = [file for file in runs if file in open_now.values()]
+    assert still == runs[-len(still) :], "the oldest are closed first"
+    assert 0 < len(still) < 8
