@@ -151,14 +151,11 @@ def ranges_to_fetch(
         TopicRecreatedError: A range to be loaded is, and no topic id would tell the fetch so.
     """
     ranges = scope.of(batch.ranges) if batch.generation else batch.ranges
-    if batch.generation or _without_id(ranges):
+    doubtful = [planned for planned in ranges if batch.generation or planned.topic_id is None]
+    if doubtful:
         with warehouse.reading() as connection:
-            _check_incarnations(connection, stream, batch.generation, ranges)
+            _check_incarnations(connection, stream, batch.generation, doubtful)
     return ranges
-
-
-def _without_id(ranges: Sequence[PlannedRange]) -> bool:
-    return any(planned.topic_id is None for planned in ranges)
 
 
 def _check_incarnations(
@@ -167,25 +164,23 @@ def _check_incarnations(
     generation: int,
     ranges: Sequence[PlannedRange],
 ) -> None:
-    """Refuse ranges of a topic that has begun anew, where no topic id would tell the fetch so."""
+    """Refuse ranges of a topic that has begun anew, which no topic id tells the fetch."""
     positions = ledger.read_stream(connection, stream.name).positions
     for planned in ranges:
         position = positions.get(planned.range.topic_partition)
         if position is None or planned.incarnation >= position.incarnation:
             continue
-        # Without topic ids the fetch could not tell, and would read other records under these offsets.
         if generation:
             raise RangeUnavailableError(
                 f"{planned.range} is of incarnation {planned.incarnation} of its topic, which has begun anew since"
                 f" (incarnation {position.incarnation}): Kafka no longer has these records. The rows stay as they"
                 " are."
             )
-        if planned.topic_id is None:
-            raise TopicRecreatedError(
-                f"{planned.range} was planned on incarnation {planned.incarnation} of its topic, which has begun anew"
-                f" since (incarnation {position.incarnation}), and no topic id was known then to tell their records"
-                " apart. Nothing was loaded. `kafka-assets reset` books the range as lost."
-            )
+        raise TopicRecreatedError(
+            f"{planned.range} was planned on incarnation {planned.incarnation} of its topic, which has begun anew"
+            f" since (incarnation {position.incarnation}), and the brokers gave no topic id that tells their records"
+            " apart. Nothing was loaded. `kafka-assets reset` books the range as lost."
+        )
 
 
 def slices_of(batch: BatchRow | KnownBatch, groups: int = 1) -> tuple[tuple[PlannedRange, ...], ...]:
@@ -443,10 +438,9 @@ def _commit_once(
     try:
         with warehouse.writing(timeout) as connection:
             read = [piece.evidence for one in staged for piece in one.ranges if piece.evidence.records]
-            ranges = [evidence.planned for evidence in read]
-            if not generation and _without_id(ranges):
-                # What was fetched while the warehouse was locked has not been compared with it.
-                _check_incarnations(connection, stream, 0, ranges)
+            doubtful = [evidence.planned for evidence in read if not evidence.identified]
+            if not generation and doubtful:
+                _check_incarnations(connection, stream, 0, doubtful)
             return commits.commit_batch(
                 connection,
                 stream.name,

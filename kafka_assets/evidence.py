@@ -28,6 +28,7 @@ class RangeEvidence:
         offset_sum: Sum of the delivered offsets.
         end_proof: How the end was proven: a record at or beyond `until - 1`, an end-of-partition
             event, the consumer's position, or that everything up to `until` was lost.
+        identified: Whether the brokers gave the id of its topic, and it was that of the plan.
     """
 
     planned: PlannedRange
@@ -40,3 +41,4 @@ class RangeEvidence:
     max_timestamp_ms: int | None
     offset_sum: int
     end_proof: EndProof
+    identified: bool = True

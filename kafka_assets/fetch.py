@@ -7,6 +7,7 @@ import logging
 import time
 from collections import deque
 from contextlib import suppress
+from dataclasses import replace
 from itertools import compress, pairwise
 from typing import TYPE_CHECKING, Literal, Self
 
@@ -124,6 +125,7 @@ class RangeReader:
         self._should_stop = should_stop or (lambda: False)
         self._events = ClientEvents(kafka)
         self._evidence: tuple[RangeEvidence, ...] | None = None
+        self._unidentified: set[PlannedRange] = set()
         self._topics = sorted({planned.range.topic for planned in self.ranges})
         self._topic_index = {topic: index for index, topic in enumerate(self._topics)}
         self._active: dict[int, RangeProgress] = {}
@@ -179,7 +181,10 @@ class RangeReader:
                 if not keeps_memory and sum(progress.bytes for progress in progresses) > _MUCH_BYTES:
                     _give_memory_back()
             self._check_topics(log)
-        evidence = tuple(progress.evidence() for progress in progresses)
+        evidence = tuple(
+            replace(progress.evidence(), identified=progress.planned not in self._unidentified)
+            for progress in progresses
+        )
         delivered = sum(one.records for one in evidence)
         if delivered != rows:
             raise RunFailedError(
@@ -397,7 +402,9 @@ class RangeReader:
                     " it was deleted for good, `kafka-assets reset` books the range as lost; otherwise bring it back"
                     " and run the batch again."
                 )
-            if planned.topic_id is not None and topic.topic_id not in (None, planned.topic_id):
+            if None in (planned.topic_id, topic.topic_id):
+                self._unidentified.add(planned)
+            elif planned.topic_id != topic.topic_id:
                 raise TopicRecreatedError(
                     f"{planned.range} was planned on the topic of id {planned.topic_id}, and {planned.range.topic!r}"
                     f" now has id {topic.topic_id}: it was deleted and created again, and its offsets are other"

@@ -519,6 +519,7 @@ def _range_to_dict(staged: StagedRange) -> dict[str, Any]:
         "max_timestamp_ms": evidence.max_timestamp_ms,
         "offset_sum": str(evidence.offset_sum),
         "end_proof": evidence.end_proof,
+        "identified": evidence.identified,
         "digest": None if staged.digest is None else str(staged.digest),
         "digest_function": staged.digest_function,
         "quarantined": staged.quarantined,
@@ -544,6 +545,7 @@ def _range_from_dict(values: Mapping[str, Any]) -> StagedRange:
         max_timestamp_ms=values["max_timestamp_ms"],
         offset_sum=int(values["offset_sum"]),
         end_proof=values["end_proof"],
+        identified=values["identified"],
     )
     digest = values["digest"]
     return StagedRange(

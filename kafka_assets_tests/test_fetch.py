@@ -19,6 +19,7 @@ from confluent_kafka.admin import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kafka_assets import log as log_module
 from kafka_assets.dev.broker import LocalKafka
 from kafka_assets.dev.topics import admin, create_topic, delete_topic
 from kafka_assets.errors import (
@@ -470,6 +471,23 @@ def test_another_topic_of_the_same_name_is_refused(bootstrap, topic, produce):
     with pytest.raises(TopicRecreatedError, match=topic_id):
         fetch(bootstrap, [planned(name, 0, 0, 10, topic_id=topic_id)])
     assert fetch(bootstrap, [planned(name, 0, 0, 10)])[0].num_rows == 10
+
+
+def test_evidence_says_whether_the_topic_s_id_was_seen(bootstrap, topic, produce, monkeypatch):
+    """Without an id, of the plan or from the brokers, nothing shows that the records are of the planned topic."""
+    name = topic()
+    produce(name, values(10), 0)
+    with KafkaLog({"bootstrap.servers": bootstrap}) as log:
+        topic_id = log.describe([name])[name].topic_id
+
+    def identified(topic_id: str | None) -> bool:
+        _, (evidence,) = fetch(bootstrap, [planned(name, 0, 0, 10, topic_id=topic_id)])
+        return evidence.identified
+
+    assert identified(topic_id)
+    assert not identified(None)
+    monkeypatch.setattr(log_module, "_topic_id", lambda _: None)
+    assert not identified(topic_id)
 
 
 def test_a_topic_recreated_while_reading_is_refused(bootstrap, topic, produce):

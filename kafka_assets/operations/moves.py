@@ -385,7 +385,7 @@ def _still_there(planned: PlannedRange, sight: Sight) -> tuple[int, int]:
         return high, high
     position = sight.positions.get(whole.topic_partition)
     newer = position is not None and position.incarnation > planned.incarnation
-    if newer and (planned.topic_id is None or high > bound.high_watermark):
+    if newer and (None in (planned.topic_id, bound.topic_id) or high > bound.high_watermark):
         # Cut below it at some time, and grown again since: from where on its records are others is not known. Nor
         # is it, without an id, whether the topic is the same at all.
         return high, high

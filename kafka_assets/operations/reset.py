@@ -124,18 +124,23 @@ def propose(
     ]
     moved = moves.move(sight, target, limits=limits_of(stream, seen.state), keep_hole=keep_hole)
     return Proposal(
-        seen, moved, moves.settlements(open_batches, {*stopped, *_last_chances(open_batches, moved)}, sight)
+        seen,
+        moved,
+        moves.settlements(open_batches, {*stopped, *_last_chances(open_batches, moved, sight)}, sight),
     )
 
 
-def _last_chances(open_batches: Mapping[str, Sequence[PlannedRange]], moved: moves.Moves) -> set[str]:
+def _last_chances(
+    open_batches: Mapping[str, Sequence[PlannedRange]], moved: moves.Moves, sight: moves.Sight
+) -> set[str]:
     """Return the batches with a range that no topic id tells from the incarnation that is about to begin."""
     begun = moved.plan.positions
     return {
         key
         for key, ranges in open_batches.items()
         for planned in ranges
-        if planned.topic_id is None
+        if (bound := sight.bounds.get(planned.range.topic_partition)) is not None
+        and None in (planned.topic_id, bound.topic_id)
         and (position := begun.get(planned.range.topic_partition)) is not None
         and position.incarnation > planned.incarnation
     }

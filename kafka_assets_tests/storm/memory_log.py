@@ -204,6 +204,7 @@ class MemoryReader:
         self._on_data_loss = on_data_loss
         self._batches = self._read()
         self._evidence: tuple[RangeEvidence, ...] | None = None
+        self._unidentified: set[PlannedRange] = set()
         self._values: dict[TopicPartition, dict[int, bytes]] = defaultdict(dict)
 
     def __iter__(self) -> Iterator[pa.RecordBatch]:
@@ -247,7 +248,10 @@ class MemoryReader:
                     raise FetchStalledError(f"{planned.range}: the log ends at {log.stable_end}")
                 progress.finish("eof" if log.end == progress.until else "position")
         self._check_topics()
-        self._evidence = tuple(progress.evidence() for progress in progresses)
+        self._evidence = tuple(
+            replace(progress.evidence(), identified=progress.planned not in self._unidentified)
+            for progress in progresses
+        )
 
     def _deliver(self, progress: RangeProgress, log: Partition, until: int) -> Iterator[pa.RecordBatch]:
         if progress.proof is None and progress.next < log.log_start:
@@ -269,7 +273,9 @@ class MemoryReader:
             if at not in self._kafka:
                 raise TopicMissingError(f"{planned.range}: there is no {at}")
             given = self._kafka.given_id(at.topic)
-            if None not in (given, planned.topic_id) and given != planned.topic_id:
+            if None in (given, planned.topic_id):
+                self._unidentified.add(planned)
+            elif given != planned.topic_id:
                 raise TopicRecreatedError(f"{planned.range}: {at.topic} is another topic")
 
 

@@ -133,14 +133,17 @@ class Model:
             key = self._next_key(now)
             self.plans[key] = sorted(
                 (
-                    one.range.topic,
-                    one.topic_id,
-                    one.incarnation,
-                    one.range.partition,
-                    one.range.from_offset,
-                    one.range.until_offset,
-                )
-                for one in ranges
+                    (
+                        one.range.topic,
+                        one.topic_id,
+                        one.incarnation,
+                        one.range.partition,
+                        one.range.from_offset,
+                        one.range.until_offset,
+                    )
+                    for one in ranges
+                ),
+                key=str,
             )
             self.kinds[key] = "live" if moved == "tick" else "backfill"
             self.generations[key] = 0
