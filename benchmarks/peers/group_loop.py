@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+import uuid
 from pathlib import Path
 
 import duckdb
@@ -29,7 +30,8 @@ database.execute(
 consumer = Consumer(
     {
         "bootstrap.servers": bootstrap,
-        "group.id": "loop",
+        # Of this run alone: an earlier one's offsets would have it wait for records that do not come.
+        "group.id": f"loop-{uuid.uuid4()}",
         "enable.auto.commit": False,
         "auto.offset.reset": "earliest",
         # Kinder than what is usually written: with the default of 1 s a full queue sleeps for a second.
