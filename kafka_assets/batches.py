@@ -440,6 +440,7 @@ def _commit_once(
             read = [piece.evidence for one in staged for piece in one.ranges if piece.evidence.records]
             doubtful = [evidence.planned for evidence in read if not evidence.identified]
             if not generation and doubtful:
+                # Checked before the fetch was only what had no id in its plan, and nothing if the warehouse was locked.
                 _check_incarnations(connection, stream, 0, doubtful)
             return commits.commit_batch(
                 connection,

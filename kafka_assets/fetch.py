@@ -7,7 +7,6 @@ import logging
 import time
 from collections import deque
 from contextlib import suppress
-from dataclasses import replace
 from itertools import compress, pairwise
 from typing import TYPE_CHECKING, Literal, Self
 
@@ -182,7 +181,7 @@ class RangeReader:
                     _give_memory_back()
             self._check_topics(log)
         evidence = tuple(
-            replace(progress.evidence(), identified=progress.planned not in self._unidentified)
+            progress.evidence(identified=progress.planned not in self._unidentified)
             for progress in progresses
         )
         delivered = sum(one.records for one in evidence)

@@ -118,8 +118,11 @@ class RangeProgress:
         self._gap(self.until)
         self.proof = proof
 
-    def evidence(self) -> RangeEvidence:
+    def evidence(self, *, identified: bool = True) -> RangeEvidence:
         """Return what was seen of the range, which must be at its end.
+
+        Args:
+            identified: Whether the id of its topic was seen to be the planned one.
 
         Raises:
             RunFailedError: Delivered, undeliverable and lost offsets do not add up to the range.
@@ -144,6 +147,7 @@ class RangeProgress:
             max_timestamp_ms=self._max_ms,
             offset_sum=self._offset_sum,
             end_proof=self.proof,
+            identified=identified,
         )
 
     def _gap(self, end: int) -> None:

@@ -249,7 +249,7 @@ class MemoryReader:
                 progress.finish("eof" if log.end == progress.until else "position")
         self._check_topics()
         self._evidence = tuple(
-            replace(progress.evidence(), identified=progress.planned not in self._unidentified)
+            progress.evidence(identified=progress.planned not in self._unidentified)
             for progress in progresses
         )
 

@@ -53,8 +53,10 @@ def test_a_batch_is_not_loaded_from_a_topic_that_came_after_without_an_id(
     unidentified._run(key)
     unidentified.promises_hold()
     assert key in unidentified.model.open
-    told = batches.read_batch(unidentified.stream, unidentified.warehouse, key).last_error
-    assert (told or "").startswith("TOPIC_RECREATED: ")
+    batch = batches.read_batch(unidentified.stream, unidentified.warehouse, key)
+    assert (batch.last_error or "").startswith("TOPIC_RECREATED: ")
+    planned_without = any(planned.topic_id is None for planned in batch.ranges)
+    assert unidentified.reached["run refused before its fetch, TopicRecreatedError"] == int(planned_without)
 
 
 def test_a_topic_that_vanishes_before_its_start_is_looked_up_is_not_begun_at_its_end() -> None:
