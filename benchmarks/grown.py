@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from kafka_assets.config import Config
     from kafka_assets.offsets import PlannedRange
-    from kafka_assets.staging import StagedSlice
+    from kafka_assets.staged import StagedSlice
 
 STREAM = "orders"
 TOPIC_ID = "5f0dB0x1Qd2kYB9zTq3m7A"

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from kafka_assets import commits, ledger, notes
+from kafka_assets.batch_lock import batch_directory
 from kafka_assets.errors import (
     BadRecordError,
     BatchUnknownError,
@@ -27,16 +28,7 @@ from kafka_assets.formats import get_format
 from kafka_assets.planner import utc_now
 from kafka_assets.scope import WHOLE
 from kafka_assets.slicing import slice_ranges
-from kafka_assets.staging import (
-    StagedDamagedError,
-    StagedSlice,
-    batch_directory,
-    discard,
-    in_file,
-    is_kept,
-    open_staged,
-    stage,
-)
+from kafka_assets.staging import StagedDamagedError, discard, in_file, is_kept, open_staged, stage
 from kafka_assets.warehouse import CommitUnknownError
 
 if TYPE_CHECKING:
@@ -50,6 +42,7 @@ if TYPE_CHECKING:
     from kafka_assets.ledger import BatchRow
     from kafka_assets.offsets import PlannedRange
     from kafka_assets.scope import ReplayScope
+    from kafka_assets.staged import StagedSlice
     from kafka_assets.warehouse import Warehouse
 
 logger = logging.getLogger(__name__)

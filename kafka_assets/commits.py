@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from kafka_assets.ledger import BatchRow
     from kafka_assets.offsets import PlannedRange
     from kafka_assets.scope import ReplayScope
-    from kafka_assets.staging import StagedRange, StagedSlice
+    from kafka_assets.staged import StagedRange, StagedSlice
 
 _OF_THE_COMMIT = ("_kafka_batch", "_ingested_at")
 _STAGED = "_kafka_assets_staged"

@@ -1,4 +1,4 @@
-"""`python -m kafka_assets.fetcher STREAMS_FILE SPARES`: the process that fetches batches ahead of their commits.
+"""`python -m kafka_assets.fetcher STREAMS_FILE`: the process that fetches batches ahead of their commits.
 
 To fetch is to hold the interpreter's lock nearly all the time, and so is to record a run. In one process each
 made the other four times as slow; two interpreters do not meet. A line of JSON comes in for each fetch and one
@@ -14,23 +14,22 @@ import signal
 import subprocess
 import sys
 import threading
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from kafka_assets import fetch, staging
+from kafka_assets import fetch
 from kafka_assets.batches import stage_ranges
 from kafka_assets.config import load_config
 from kafka_assets.errors import KafkaAssetsError, error_from_text
 from kafka_assets.fetch import FetchCancelledError
 from kafka_assets.offsets import PlannedRange
-from kafka_assets.spares import Spares, spares_directory
-from kafka_assets.staging import StagedSlice
+from kafka_assets.staged import StagedSlice
 from kafka_assets.warehouse import Warehouse
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
-    from kafka_assets.config import Config, StreamConfig
+    from kafka_assets.config import Config
     from kafka_assets.ledger import BatchRow
 
 
@@ -53,13 +52,11 @@ class Fetcher:
 
     Args:
         streams_file: Of the streams whose batches are fetched.
-        spares: A directory of the staging area, of this process's own, removed with it.
     """
 
-    def __init__(self, streams_file: Path, spares: Path) -> None:
-        self._spares = Spares(spares)
+    def __init__(self, streams_file: Path) -> None:
         self._process = subprocess.Popen(  # noqa: S603  this very interpreter
-            [sys.executable, "-m", "kafka_assets.fetcher", str(streams_file), str(spares)],
+            [sys.executable, "-m", "kafka_assets.fetcher", str(streams_file)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -110,14 +107,13 @@ class Fetcher:
                 except OSError:
                     # What was still to be written has no reader.
                     continue
-        self._spares.remove()
 
 
-def fetcher_for(config: Config, stream: StreamConfig, offsets: int) -> Fetcher | None:
-    """Start a process that fetches batches of a stream ahead, if so many offsets are worth it."""
+def fetcher_for(config: Config, offsets: int) -> Fetcher | None:
+    """Start a process that fetches batches ahead, if so many offsets are worth it."""
     if offsets < WORTH_A_PROCESS:
         return None
-    return Fetcher(config.path, spares_directory(config.warehouse.staging, stream.name, os.getpid()))
+    return Fetcher(config.path)
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -128,7 +124,6 @@ def main(arguments: Sequence[str]) -> None:
         # What a library prints is no answer.
         os.dup2(2, 1)
         config = load_config(arguments[0])
-        staging.spares = Spares(Path(arguments[1]))
         fetch.keeps_memory = True
         warehouse = Warehouse.of(config.warehouse)
         gone = threading.Event()

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from kafka_assets.batch_lock import batch_directory
 from kafka_assets.offsets import PlannedRange, merge
-from kafka_assets.staging import StagedSlice
+from kafka_assets.staged import StagedSlice
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -205,6 +205,11 @@ def merge(ranges: Iterable[OffsetRange]) -> tuple[OffsetRange, ...]:
     return tuple(merged)
 
 
+def is_other_topic(known: str | None, seen: str | None) -> bool:
+    """Whether two topic ids tell that a topic was deleted and created again; without one of them nothing does."""
+    return None not in (known, seen) and known != seen
+
+
 @dataclass(frozen=True, slots=True)
 class PlannedRange:
     """An offset range as a plan pins it down: of which incarnation of the topic, under which leader epoch.

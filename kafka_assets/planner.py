@@ -13,7 +13,7 @@ from kafka_assets.collector import rare_collections
 from kafka_assets.config import Assignment, TopicPattern
 from kafka_assets.errors import ConfigInvalidError, KafkaAssetsError, LogTruncatedError, TableTakenError
 from kafka_assets.formats import get_format
-from kafka_assets.offsets import OffsetRange
+from kafka_assets.offsets import OffsetRange, is_other_topic
 from kafka_assets.records import ROW_GROUP_ROWS
 from kafka_assets.starting import resolve_starts, timestamps_to_find
 
@@ -102,7 +102,7 @@ def _confirm_truncated(
         for partition, position in state.positions.items()
         if partition in bounds
         and bounds[partition].high_watermark < position.planned_until
-        and not _is_other_topic(position.topic_id, bounds[partition].topic_id)
+        and not is_other_topic(position.topic_id, bounds[partition].topic_id)
     }
     for _ in range(TRUNCATION_READS - 1):
         if not suspects:
@@ -141,10 +141,6 @@ def outstanding(seen: Survey) -> int:
     """Return how many offsets are not committed: of open batches, and of the logs behind all that is planned."""
     pending = sum(planned.range.size for batch in seen.state.open_batches for planned in batch.ranges)
     return pending + sum(one.size for one in _left(seen, {}))
-
-
-def _is_other_topic(known: str | None, seen: str | None) -> bool:
-    return known is not None and seen is not None and known != seen
 
 
 def propose(

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING
 from kafka_assets.batch_lock import LOCK_NAME, batch_directory, is_held
 from kafka_assets.errors import WarehouseLockedError
 from kafka_assets.notes import ROOM
-from kafka_assets.spares import holds_spares
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -183,7 +182,7 @@ class Room:
         places = []
         for directory in self._staging.glob("*/*/"):
             stream, batch = directory.parent.name, directory.name
-            if (stream, batch) == (self._stream, self._batch) or holds_spares(batch):
+            if (stream, batch) == (self._stream, self._batch):
                 continue
             lying = _bytes_in(directory)
             noted = _read(directory / ROOM) if is_held(self._staging, stream, batch) else None

@@ -8,61 +8,36 @@ of their slice in the same way, under the name `<generation>-<name>-bad`, if the
 
 from __future__ import annotations
 
-import errno
 import mmap
 import os
-import shutil
 import time
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Protocol, Self
 from weakref import WeakSet
 
 import pyarrow as pa
 from xxhash import xxh3_64
 
-from kafka_assets.batch_lock import LOCK_NAME, BatchLock, batch_directory, holder, is_held
+from kafka_assets.batch_lock import LOCK_NAME, BatchLock, batch_directory
 from kafka_assets.digest import DIGEST_FUNCTION, RangeDigests
-from kafka_assets.errors import DiskFullError, KafkaAssetsError
-from kafka_assets.evidence import RangeEvidence
+from kafka_assets.errors import KafkaAssetsError
 from kafka_assets.formats.bad import decode
-from kafka_assets.offsets import OffsetRange, PlannedRange
 from kafka_assets.records import RAW_SCHEMA
+from kafka_assets.staged import StagedRange, StagedSlice
+from kafka_assets.staged_file import StagedFile, checksum_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterator
 
     from kafka_assets.config.values import OnBadRecord
+    from kafka_assets.evidence import RangeEvidence
     from kafka_assets.formats import Format
-    from kafka_assets.spares import Spares
+    from kafka_assets.offsets import PlannedRange
 
-__all__ = [
-    "BatchLock",
-    "StagedDamagedError",
-    "StagedRange",
-    "StagedSlice",
-    "Swept",
-    "batch_directory",
-    "discard",
-    "discard_kept",
-    "generation_of",
-    "holder",
-    "in_file",
-    "is_held",
-    "is_kept",
-    "let_go_of_pages",
-    "open_staged",
-    "stage",
-    "sweep",
-]
-
-_TEMPORARY = ".tmp"
 _BAD = "-bad"
 _MEMORY = "memory:"
-_MIB = 1024**2
-_NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-
 
 _kept: dict[str, pa.Table] = {}
 """Slices in this process's memory, by where their files would be."""
@@ -73,75 +48,11 @@ _filed: dict[str, StagedSlice] = {}
 _mapped: WeakSet[mmap.mmap] = WeakSet()
 """The staged files that this process has opened."""
 
-spares: Spares | None = None
-"""Of a process that stages one file after the other: those it may write over."""
-
 
 class StagedDamagedError(KafkaAssetsError):
     """A staged file is missing, short or altered; its slice has to be fetched again."""
 
     retryable = True
-
-
-@dataclass(frozen=True, slots=True)
-class StagedRange:
-    """One range of a staged slice.
-
-    Attributes:
-        evidence: What was seen of it at the fetch.
-        digest: The order-free digest of its rows and bad records; 0 without any, None where it was not made.
-        digest_function: What made the digest.
-        quarantined: How many of its records are bad.
-    """
-
-    evidence: RangeEvidence
-    digest: int | None
-    digest_function: str
-    quarantined: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class StagedSlice:
-    """A staged file and what is in it.
-
-    Attributes:
-        path: The file; `memory:` and where it would be, for a slice kept in this process.
-        checksum: Of all the file's bytes, as `<function>:<hex>`.
-        rows: Number of rows in it.
-        size_bytes: Its size.
-        ranges: The ranges it holds, as they were fetched; none of bad records.
-        bad: The bad records of these ranges, in a file of their own; None without any.
-    """
-
-    path: str
-    checksum: str
-    rows: int
-    size_bytes: int
-    ranges: tuple[StagedRange, ...]
-    bad: StagedSlice | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return it as values that JSON holds exactly: numbers that may pass 2**53 as text."""
-        return {
-            "path": self.path,
-            "checksum": self.checksum,
-            "rows": self.rows,
-            "size_bytes": self.size_bytes,
-            "ranges": [_range_to_dict(one) for one in self.ranges],
-            "bad": None if self.bad is None else self.bad.to_dict(),
-        }
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> StagedSlice:
-        """Return what `to_dict` was made of."""
-        return cls(
-            path=values["path"],
-            checksum=values["checksum"],
-            rows=values["rows"],
-            size_bytes=values["size_bytes"],
-            ranges=tuple(_range_from_dict(one) for one in values["ranges"]),
-            bad=None if values["bad"] is None else cls.from_dict(values["bad"]),
-        )
 
 
 class Reader(Protocol):
@@ -250,7 +161,7 @@ def in_file(staged: StagedSlice) -> StagedSlice:
     if staged.path in _kept and staged.path not in _filed:
         table = _kept[staged.path]
         path = Path(staged.path.removeprefix(_MEMORY))
-        file = _StagedFile(path, table.schema, table.num_rows)
+        file = StagedFile(path, table.schema, table.num_rows)
         try:
             file.write(table.to_batches())
             file.finish()
@@ -288,7 +199,7 @@ def open_staged(staged: StagedSlice) -> pa.Table:
         ) from failed
     _mapped.add(mapped)
     content = pa.py_buffer(mapped)
-    checksum = _checksum(xxh3_64(content))
+    checksum = checksum_of(xxh3_64(content))
     let_go_of_pages()
     if checksum != staged.checksum:
         raise StagedDamagedError(f"staged file {path} was altered: {checksum} is not {staged.checksum}")
@@ -366,7 +277,7 @@ class _Part:
         self._path = path
         self._offsets = offsets
         self._kept: list[pa.RecordBatch] = []
-        self._file: _StagedFile | None = None
+        self._file: StagedFile | None = None
         self._rows = 0
         self.size = 0
         self.added = False
@@ -378,7 +289,7 @@ class _Part:
         self.size += batch.nbytes
         self._kept.append(batch)
         if self._file is None and self.size > memory_bytes:
-            self._file = _StagedFile(self._path, batch.schema, self._offsets)
+            self._file = StagedFile(self._path, batch.schema, self._offsets)
         if self._file is not None:
             self._file.write(self._kept)
             self._kept.clear()
@@ -398,156 +309,6 @@ class _Part:
             self._file.abandon()
 
 
-class _StagedFile:
-    """A slice being written: counted and checked on the way, under its own name only once it is whole."""
-
-    def __init__(self, path: Path, schema: pa.Schema, offsets: int) -> None:
-        self._path = path
-        self._temporary = path.with_name(f"{path.name}{_TEMPORARY}")
-        self._offsets = offsets
-        self._hash = xxh3_64()
-        self._rows = 0
-        self.size = 0
-        with self._naming_full_disk():
-            self._file = self._opened()
-        self._writer = pa.ipc.new_file(pa.PythonFile(_Sink(self._append), mode="w"), schema)
-
-    def _opened(self) -> IO[bytes]:
-        while True:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            # Another run that has just committed the batch may remove the folder, empty as it is, in between.
-            with suppress(FileNotFoundError):
-                over = spares is not None and spares.take(self._temporary)
-                return self._temporary.open("r+b" if over else "wb", buffering=0)
-
-    @property
-    def checksum(self) -> str:
-        return _checksum(self._hash)
-
-    def write(self, batches: Iterable[pa.RecordBatch]) -> None:
-        for batch in batches:
-            self._writer.write_batch(batch)
-            self._rows += batch.num_rows
-
-    def finish(self) -> None:
-        """Have it whole, under its name."""
-        self._writer.close()
-        self._file.truncate()
-        self._file.close()
-        if spares is not None:
-            spares.keep(self._temporary)
-        self._temporary.rename(self._path)
-
-    def abandon(self) -> None:
-        """Leave nothing."""
-        self._file.close()
-        self._temporary.unlink(missing_ok=True)
-        self._path.unlink(missing_ok=True)
-
-    def _append(self, data: memoryview) -> None:
-        self._hash.update(data)
-        self.size += len(data)
-        with self._naming_full_disk():
-            while data:
-                data = data[self._file.write(data) :]
-
-    @contextmanager
-    def _naming_full_disk(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as failed:
-            if failed.errno not in _NO_SPACE:
-                raise
-            need = f"{self.size / _MIB:.1f} MiB so far"
-            if self._rows:
-                need += f", of about {self.size / _MIB * max(1.0, self._offsets / self._rows):.1f} MiB"
-            free = shutil.disk_usage(self._path.parent).free if self._path.parent.exists() else 0
-            raise DiskFullError(
-                f"no space is left for the staged file {self._temporary}: it needs {need}, and {free / _MIB:.1f}"
-                " MiB are"
-                f" free ({failed.strerror}). Nothing of it is kept. Make room there, or lower"
-                " max_bytes_per_batch."
-            ) from failed
-
-
-class _Sink:
-    """What Arrow writes to."""
-
-    def __init__(self, append: Callable[[memoryview], None]) -> None:
-        self._append = append
-        self.closed = False
-
-    def write(self, data: bytes) -> int:
-        """Write all of it."""
-        view = memoryview(data).cast("B")
-        self._append(view)
-        return len(view)
-
-    def flush(self) -> None:
-        """There is no buffer."""
-
-    def close(self) -> None:
-        """Arrow closes what it writes to; the file is closed by whoever opened it."""
-
-
-def _checksum(content: xxh3_64) -> str:
-    return f"xxh3_64:{content.hexdigest()}"
-
-
 def _remove_empty(directory: Path) -> None:
     with suppress(OSError):
         directory.rmdir()
-
-
-def _range_to_dict(staged: StagedRange) -> dict[str, Any]:
-    evidence = staged.evidence
-    planned = evidence.planned
-    return {
-        "topic": planned.range.topic,
-        "partition": planned.range.partition,
-        "from": planned.range.from_offset,
-        "until": planned.range.until_offset,
-        "incarnation": planned.incarnation,
-        "topic_id": planned.topic_id,
-        "leader_epoch": planned.leader_epoch,
-        "records": evidence.records,
-        "gaps": evidence.gaps,
-        "undeliverable": evidence.undeliverable,
-        "lost": [[one.from_offset, one.until_offset] for one in evidence.lost],
-        "bytes": evidence.bytes,
-        "min_timestamp_ms": evidence.min_timestamp_ms,
-        "max_timestamp_ms": evidence.max_timestamp_ms,
-        "offset_sum": str(evidence.offset_sum),
-        "end_proof": evidence.end_proof,
-        "identified": evidence.identified,
-        "digest": None if staged.digest is None else str(staged.digest),
-        "digest_function": staged.digest_function,
-        "quarantined": staged.quarantined,
-    }
-
-
-def _range_from_dict(values: Mapping[str, Any]) -> StagedRange:
-    topic, partition = values["topic"], values["partition"]
-    planned = PlannedRange(
-        OffsetRange(topic, partition, values["from"], values["until"]),
-        incarnation=values["incarnation"],
-        topic_id=values["topic_id"],
-        leader_epoch=values["leader_epoch"],
-    )
-    evidence = RangeEvidence(
-        planned=planned,
-        records=values["records"],
-        gaps=values["gaps"],
-        undeliverable=values["undeliverable"],
-        lost=tuple(OffsetRange(topic, partition, first, end) for first, end in values["lost"]),
-        bytes=values["bytes"],
-        min_timestamp_ms=values["min_timestamp_ms"],
-        max_timestamp_ms=values["max_timestamp_ms"],
-        offset_sum=int(values["offset_sum"]),
-        end_proof=values["end_proof"],
-        identified=values["identified"],
-    )
-    digest = values["digest"]
-    return StagedRange(
-        evidence, None if digest is None else int(digest), values["digest_function"], values["quarantined"]
-    )

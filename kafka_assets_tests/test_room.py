@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from kafka_assets.batch_lock import BatchLock, batch_directory
 from kafka_assets.errors import WarehouseLockedError
 from kafka_assets.offsets import OffsetRange, TopicPartition
 from kafka_assets.planning import LogBounds
 from kafka_assets.room import Room, headroom_of
-from kafka_assets.staging import BatchLock, batch_directory
 from kafka_assets_tests import warehouse_support as support
 
 if TYPE_CHECKING:

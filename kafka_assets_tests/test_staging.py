@@ -10,6 +10,7 @@ import duckdb
 import pyarrow as pa
 import pytest
 
+from kafka_assets.batch_lock import BatchLock, batch_directory, holder, is_held
 from kafka_assets.config import FormatConfig
 from kafka_assets.digest import DIGEST_FUNCTION, digest_expression
 from kafka_assets.errors import BadRecordError, DiskFullError
@@ -17,15 +18,11 @@ from kafka_assets.fetch import RangeReader
 from kafka_assets.formats import get_format
 from kafka_assets.offsets import OffsetRange, PlannedRange
 from kafka_assets.records import BAD_SCHEMA
+from kafka_assets.staged import StagedSlice
 from kafka_assets.staging import (
-    BatchLock,
     StagedDamagedError,
-    StagedSlice,
-    batch_directory,
     discard,
     generation_of,
-    holder,
-    is_held,
     let_go_of_pages,
     open_staged,
     stage,

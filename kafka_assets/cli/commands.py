@@ -14,7 +14,7 @@ from kafka_assets import coverage, ledger
 from kafka_assets.cli.progress import progress_for
 from kafka_assets.errors import KafkaAssetsError, ProofFailedError, TopicMissingError, error_from_text
 from kafka_assets.formats import get_format
-from kafka_assets.offsets import TopicPartition
+from kafka_assets.offsets import TopicPartition, is_other_topic
 from kafka_assets.planner import check_table, propose, survey, utc_now
 from kafka_assets.statements import quote_table
 
@@ -202,8 +202,8 @@ def _status_rows(
     for one in positions:
         at = TopicPartition(one.topic, one.partition)
         bound = bounds.get(at) if latest[at] is one else None
-        if bound and None not in (one.topic_id, bound.topic_id) and one.topic_id != bound.topic_id:
-            # The topic was created again: what the broker has is another log.
+        if bound and is_other_topic(one.topic_id, bound.topic_id):
+            # What the broker has is another log.
             bound = None
         if bound:
             del unplanned[at]

@@ -285,7 +285,7 @@ def _show_reset(session: Session, stream: StreamConfig, proposal: Proposal) -> N
 
 
 def _told(session: Session, stream: StreamConfig, proposal: Proposal) -> Iterator[str]:
-    from kafka_assets.staging import holder, is_held  # noqa: PLC0415  the Kafka client and DuckDB
+    from kafka_assets.batch_lock import holder, is_held  # noqa: PLC0415  the Kafka client and DuckDB
 
     for change in proposal.moves.changes:
         if change.begins:

@@ -12,7 +12,7 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, assert_never
 
 from kafka_assets.errors import DataLostError, TopicMissingError, UsageInvalidError
-from kafka_assets.offsets import OffsetRange, PlannedRange, TopicPartition
+from kafka_assets.offsets import OffsetRange, PlannedRange, TopicPartition, is_other_topic
 from kafka_assets.planning import Loss, Plan, Position, Stop, incarnation_among, of_another_topic, share
 from kafka_assets.starting import AtOffset, AtTimestamp, Earliest, Latest
 
@@ -381,7 +381,7 @@ def _still_there(planned: PlannedRange, sight: Sight) -> tuple[int, int]:
     whole = planned.range
     low, high = whole.from_offset, whole.until_offset
     bound = sight.bounds.get(whole.topic_partition)
-    if bound is None or (planned.topic_id is not None and bound.topic_id not in (None, planned.topic_id)):
+    if bound is None or is_other_topic(planned.topic_id, bound.topic_id):
         return high, high
     position = sight.positions.get(whole.topic_partition)
     newer = position is not None and position.incarnation > planned.incarnation

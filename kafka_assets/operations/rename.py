@@ -10,6 +10,7 @@ import dagster as dg
 from kafka_assets import ledger
 from kafka_assets import ledger_sql as sql
 from kafka_assets.attempts import is_alive
+from kafka_assets.batch_lock import is_held
 from kafka_assets.config import TableName, parse_table
 from kafka_assets.errors import (
     ConfigInvalidError,
@@ -23,7 +24,6 @@ from kafka_assets.orchestration.metadata import batch_metadata
 from kafka_assets.orchestration.naming import PARTITION_TAG, STREAM_TAG
 from kafka_assets.orchestration.runs import runs_of
 from kafka_assets.planner import utc_now
-from kafka_assets.staging import is_held
 from kafka_assets.statements import changed, quote, quote_table
 
 if TYPE_CHECKING:

@@ -10,13 +10,14 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol, Self
 
 from kafka_assets import batches
+from kafka_assets.batch_lock import batch_directory
 from kafka_assets.errors import KafkaAssetsError, LogTruncatedError, WarehouseLockedError
 from kafka_assets.evidence import RangeEvidence
 from kafka_assets.formats import get_format
 from kafka_assets.ledger import PlanConflictError
 from kafka_assets.operations import moves
 from kafka_assets.planner import limits_of, record, survey, utc_now
-from kafka_assets.staging import batch_directory, stage
+from kafka_assets.staging import stage
 from kafka_assets.starting import AtTimestamp
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from kafka_assets.offsets import PlannedRange
     from kafka_assets.operations.moves import Moves, Settlement, Sight, Target
     from kafka_assets.planner import Survey
-    from kafka_assets.staging import StagedSlice
+    from kafka_assets.staged import StagedSlice
     from kafka_assets.warehouse import Warehouse
 
 

@@ -21,7 +21,7 @@ from kafka_assets.orchestration.prefetch import adopt
 from kafka_assets.planner import rate_now
 from kafka_assets.room import Room, headroom_of
 from kafka_assets.scope import ReplayScope
-from kafka_assets.staging import StagedSlice
+from kafka_assets.staged import StagedSlice
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

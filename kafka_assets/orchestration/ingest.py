@@ -196,7 +196,7 @@ class _Drain:
 
     def _begin(self, offsets: int) -> None:
         self._progress.total(offsets)
-        self._fetcher = fetcher_for(self._runtime.config, self._stream, offsets)
+        self._fetcher = fetcher_for(self._runtime.config, offsets)
 
     def close(self) -> None:
         if self._fetcher is not None:

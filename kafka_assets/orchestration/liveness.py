@@ -7,8 +7,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kafka_assets.batch_lock import BatchLock
 from kafka_assets.orchestration.naming import HOST_TAG
-from kafka_assets.staging import BatchLock
 
 if TYPE_CHECKING:
     import dagster as dg

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
-    from kafka_assets.staging import StagedSlice
+    from kafka_assets.staged import StagedSlice
 
 _ahead: dict[tuple[str, str, int], Future[list[StagedSlice]]] = {}
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import dagster as dg
 
 from kafka_assets import attempts, ledger
+from kafka_assets.batch_lock import is_held
 from kafka_assets.batches import waits_for_a_person
 from kafka_assets.errors import (
     BrokerAuthError,
@@ -32,7 +33,6 @@ from kafka_assets.orchestration.naming import STREAM_TAG, run_key
 from kafka_assets.orchestration.runs import newest_key, runs_of, silent_runs
 from kafka_assets.planner import propose, record, survey, utc_now
 from kafka_assets.planning import Stop
-from kafka_assets.staging import is_held
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

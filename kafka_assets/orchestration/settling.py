@@ -6,12 +6,12 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
 from kafka_assets.attempts import RunStatus, is_alive
+from kafka_assets.batch_lock import holder, is_held
 from kafka_assets.orchestration import liveness
 from kafka_assets.orchestration.ingest import replay
 from kafka_assets.orchestration.prefetch import offer, withdraw
 from kafka_assets.orchestration.runs import runs_of
 from kafka_assets.planner import utc_now
-from kafka_assets.staging import holder, is_held
 
 if TYPE_CHECKING:
     import dagster as dg
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from kafka_assets.ledger import BatchRow
     from kafka_assets.orchestration.execution import RunExecutor
     from kafka_assets.orchestration.runtime import Runtime
-    from kafka_assets.staging import StagedSlice
+    from kafka_assets.staged import StagedSlice
 
 
 class SettlingRuns:

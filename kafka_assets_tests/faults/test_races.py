@@ -20,10 +20,10 @@ import dagster as dg
 import pytest
 
 from kafka_assets import batches
+from kafka_assets.batch_lock import is_held
 from kafka_assets.cli.app import run
 from kafka_assets.config import load_config
 from kafka_assets.orchestration.settling import SettlingRuns
-from kafka_assets.staging import is_held
 from kafka_assets.warehouse import Warehouse
 from kafka_assets_tests.faults.story import STREAM, expected
 from kafka_assets_tests.orchestration.conftest import bench, home, instance, new_home

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from kafka_assets import batches
+from kafka_assets.batch_lock import batch_directory
 from kafka_assets.orchestration import failures
 from kafka_assets.orchestration.naming import RUN_KEY_TAG
-from kafka_assets.staging import batch_directory
 from kafka_assets_tests.orchestration.support import (
     STREAM,
     Bench,

@@ -4,10 +4,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from kafka_assets.batch_lock import BatchLock
 from kafka_assets.orchestration.execution import RunExecutor
 from kafka_assets.orchestration.liveness import host_tag
 from kafka_assets.orchestration.settling import SettlingRuns
-from kafka_assets.staging import BatchLock
 from kafka_assets_tests.support.kafka import values
 
 if TYPE_CHECKING:

@@ -65,7 +65,7 @@ if TYPE_CHECKING:
     from kafka_assets.operations.reset import Applied
     from kafka_assets.planner import Survey
     from kafka_assets.planning import Plan
-    from kafka_assets.staging import StagedSlice
+    from kafka_assets.staged import StagedSlice
     from kafka_assets_tests.storm.model import Moved
 
 STREAM = "orders"

@@ -54,9 +54,9 @@ FETCH = {
     "fetch: its end proven": Point("kafka_assets.progress", "RangeProgress.evidence", after=True),
 }
 STAGE = {
-    "stage: file open": Point("kafka_assets.staging", "_StagedFile.__init__", after=True),
-    "stage: file written": Point("kafka_assets.staging", "_StagedFile.write", after=True),
-    "stage: all written, not under its name": Point("kafka_assets.staging", "_StagedFile.finish"),
+    "stage: file open": Point("kafka_assets.staged_file", "StagedFile.__init__", after=True),
+    "stage: file written": Point("kafka_assets.staged_file", "StagedFile.write", after=True),
+    "stage: all written, not under its name": Point("kafka_assets.staged_file", "StagedFile.finish"),
     "stage: done": Point("kafka_assets.staging", "stage", after=True),
 }
 COMMIT = {
