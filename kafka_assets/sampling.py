@@ -19,6 +19,8 @@ logger = logging.getLogger(__name__)
 RECORDS = 256
 PARTITIONS = 8
 _TIMEOUT = 5.0
+_FEW = {"fetch.message.max.bytes": "65536"}
+"""A broker gives the first message set whatever its size; the client would ask for more and unpack it."""
 _SIZED = ("_kafka_key", "_kafka_headers", "_kafka_value")
 
 
@@ -48,7 +50,7 @@ def bytes_per_record(kafka: Mapping[str, str], logs: Iterable[OffsetRange]) -> f
         if one.size
     ]
     try:
-        with RangeReader(kafka, some, stall_timeout=_TIMEOUT, on_data_loss="skip") as reader:
+        with RangeReader({**kafka, **_FEW}, some, stall_timeout=_TIMEOUT, on_data_loss="skip") as reader:
             first: pa.RecordBatch | None = next(reader, None)
     except KafkaAssetsError as error:
         logger.info("the size of records is not known yet: %s", error)
