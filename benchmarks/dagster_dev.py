@@ -49,8 +49,14 @@ class DagsterDev:
         """The processes that execute runs just now."""
         return [process for process in below(self.process.pid) if b"spawn_main" in _words(process)]
 
-    def wait(self, reached: Callable[[], bool], what: str, seconds: float = _WAIT_SECONDS) -> None:
-        """Wait until something is so.
+    def wait(
+        self,
+        reached: Callable[[], bool],
+        what: str,
+        seconds: float = _WAIT_SECONDS,
+        look: float = _LOOK_SECONDS,
+    ) -> None:
+        """Wait until something is so, looking once in `look` seconds.
 
         Raises:
             RuntimeError: It was not within those seconds, or `dagster dev` ended.
@@ -60,7 +66,7 @@ class DagsterDev:
             if self.process.poll() is not None or time.monotonic() > deadline:
                 told = (self.folder / "output").read_text(errors="replace")[-_TAIL:]
                 raise RuntimeError(f"no {what} within {seconds:g} s of `dagster dev`:\n{told}")
-            time.sleep(_LOOK_SECONDS)
+            time.sleep(look)
 
     def await_ticks(self, sensors: int) -> None:
         """Wait until so many sensors have been evaluated to the end."""

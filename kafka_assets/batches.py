@@ -6,8 +6,6 @@ Whoever runs a batch (sensor, a click, a backfill, a retry, the command line) co
 from __future__ import annotations
 
 import logging
-import os
-from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -23,7 +21,7 @@ from kafka_assets.errors import (
     TopicRecreatedError,
     WarehouseLockedError,
 )
-from kafka_assets.fetch import FetchCancelledError, RangeReader
+from kafka_assets.fetch import RangeReader
 from kafka_assets.formats import get_format
 from kafka_assets.planner import utc_now
 from kafka_assets.scope import WHOLE
@@ -48,7 +46,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 OFFSETS_WORTH_A_SLICE = 250_000
-MAX_SLICES = 4
 
 PATIENCE_SECONDS = 2.0
 """How long a run waits for the warehouse with what it has in memory; then that goes into files."""
@@ -177,125 +174,64 @@ def _check_incarnations(
 
 
 def slices_of(batch: BatchRow | KnownBatch, groups: int = 1) -> tuple[tuple[PlannedRange, ...], ...]:
-    """Cut a batch into slices of about even size, one fetching thread each.
-
-    Args:
-        batch: What to fetch of it.
-        groups: Fetch steps that share the slices: as many slices at least, where they pay.
-    """
+    """Cut a batch into slices of about even size for so many fetch steps, or fewer where they would not pay."""
     size = sum(planned.range.size for planned in batch.ranges)
-    most = max(groups, min(MAX_SLICES, os.cpu_count() or 1))
-    wanted = min(most, 1 + size // OFFSETS_WORTH_A_SLICE)
-    return slice_ranges(batch.ranges, wanted)
+    return slice_ranges(batch.ranges, min(groups, 1 + size // OFFSETS_WORTH_A_SLICE))
 
 
-def stage_slices(
+def stage_slice(
     stream: StreamConfig,
     warehouse: Warehouse,
     batch: Batch,
-    slices: Sequence[Sequence[PlannedRange]],
+    ranges: Sequence[PlannedRange],
     *,
     name: str,
     memory_bytes: int = 0,
     should_stop: Callable[[], bool] | None = None,
     on_data_loss: OnDataLoss | None = None,
-) -> list[StagedSlice]:
-    """Fetch slices of a batch, as `stage_ranges` does."""
-    return stage_ranges(
-        stream,
-        warehouse,
-        batch.batch,
-        batch.generation,
-        slices,
-        name=name,
-        memory_bytes=memory_bytes,
-        should_stop=should_stop,
-        on_data_loss=on_data_loss,
-    )
+) -> StagedSlice:
+    """Fetch a slice of a batch and stage it as `<generation>-<name>`.
 
-
-def stage_ranges(
-    stream: StreamConfig,
-    warehouse: Warehouse,
-    batch: str,
-    generation: int,
-    slices: Sequence[Sequence[PlannedRange]],
-    *,
-    name: str,
-    memory_bytes: int = 0,
-    should_stop: Callable[[], bool] | None = None,
-    on_data_loss: OnDataLoss | None = None,
-) -> list[StagedSlice]:
-    """Fetch slices, a thread each, and stage each as `<generation>-<name>-<slice>`.
+    One thread takes it all: two take turns at the interpreter, and together more time than one.
 
     Args:
         stream: The stream.
         warehouse: Beside which the staging area is.
-        batch: The key of the batch they are of.
-        generation: Of the batch: a higher one than 0 is replayed.
-        slices: What to fetch.
-        name: Of this fetch among those of the batch.
-        memory_bytes: How much of it all may stay in this process's memory, for a commit that follows in it.
+        batch: What it is a slice of.
+        ranges: What to fetch.
+        name: Of this slice among those of the batch's generation.
+        memory_bytes: How much of it may stay in this process's memory, for a commit that follows in it.
         should_stop: Asked several times a second; True ends the fetch with an error.
         on_data_loss: Overrides the stream's, which a replay never follows: what Kafka no longer has is not lost
             by it, and the commit refuses to replace a row by nothing.
 
     Raises:
-        KafkaAssetsError: As the fetch or the decoding of any slice did; the other slices are stopped.
+        KafkaAssetsError: As the fetch or the decoding did.
     """
-    kafka = stream.kafka.resolve()
-    directory = batch_directory(warehouse.staging, stream.name, batch)
-    fmt = get_format(stream.format)
-    policy = on_data_loss or ("skip" if generation else stream.on_data_loss)
-    failed = False
-
-    def fetch(index: int, ranges: Sequence[PlannedRange]) -> StagedSlice:
-        nonlocal failed
-        try:
-            reader = RangeReader(
-                kafka,
-                ranges,
-                stall_timeout=stream.stall_timeout,
-                on_data_loss=policy,
-                on_bad_record=stream.on_bad_record,
-                should_stop=lambda: failed or (should_stop is not None and should_stop()),
-            )
-            return stage(
-                reader,
-                fmt,
-                directory,
-                f"{generation}-{name}-{index}",
-                memory_bytes=memory_bytes // len(slices),
-                on_bad_record=stream.on_bad_record,
-            )
-        except BaseException:
-            failed = True
-            raise
-
-    def noted(staged: list[StagedSlice]) -> list[StagedSlice]:
-        if not generation and not any(is_kept(one) for one in staged):
-            notes.note_staged(directory, _made_by(stream), staged)
-        return staged
-
-    if len(slices) == 1:
-        return noted([fetch(0, slices[0])])
-    with ThreadPoolExecutor(len(slices), thread_name_prefix=f"fetch-{batch}") as pool:
-        futures = [pool.submit(fetch, index, ranges) for index, ranges in enumerate(slices)]
-        try:
-            wait(futures)
-        except BaseException:
-            # An interrupt reaches this thread alone: the fetching ones have to be told.
-            failed = True
-            raise
-    errors = [error for future in futures if (error := future.exception()) is not None]
-    if errors:
-        # The error of one slice stops the others, and that they were stopped says nothing of it.
-        raise next((error for error in errors if not isinstance(error, FetchCancelledError)), errors[0])
-    return noted([future.result() for future in futures])
+    directory = batch_directory(warehouse.staging, stream.name, batch.batch)
+    reader = RangeReader(
+        stream.kafka.resolve(),
+        ranges,
+        stall_timeout=stream.stall_timeout,
+        on_data_loss=on_data_loss or ("skip" if batch.generation else stream.on_data_loss),
+        on_bad_record=stream.on_bad_record,
+        should_stop=should_stop,
+    )
+    staged = stage(
+        reader,
+        get_format(stream.format),
+        directory,
+        f"{batch.generation}-{name}",
+        memory_bytes=memory_bytes,
+        on_bad_record=stream.on_bad_record,
+    )
+    if not batch.generation and not is_kept(staged):
+        notes.note_staged(directory, _made_by(stream), [staged])
+    return staged
 
 
 def staged_before(
-    stream: StreamConfig, warehouse: Warehouse, batch: Batch, slices: Sequence[Sequence[PlannedRange]]
+    stream: StreamConfig, warehouse: Warehouse, batch: Batch, ranges: Sequence[PlannedRange]
 ) -> list[StagedSlice] | None:
     """Return what an earlier run staged of exactly these ranges and did not commit; None if nothing of use.
 
@@ -304,8 +240,7 @@ def staged_before(
     if batch.generation:
         return None
     directory = batch_directory(warehouse.staging, stream.name, batch.batch)
-    wanted = [planned for ranges in slices for planned in ranges]
-    staged = notes.noted_staged(directory, _made_by(stream), wanted)
+    staged = notes.noted_staged(directory, _made_by(stream), ranges)
     pieces = [piece for one in staged or () for piece in one.ranges]
     if stream.on_data_loss == "fail" and any(piece.evidence.lost for piece in pieces):
         return None
@@ -390,9 +325,10 @@ def _commit(
                 ) from moved
             logger.info("batch %s was replaced by another run meanwhile; fetching it again", batch.batch)
             generation = moved.batch.generation
-            staged = stage_slices(
-                stream, warehouse, moved.batch, [_ranges(one) for one in slices], name=f"{run_id[:8]}-again"
-            )
+            staged = [
+                stage_slice(stream, warehouse, moved.batch, _ranges(one), name=f"{run_id[:8]}-again{index}")
+                for index, one in enumerate(slices)
+            ]
             continue
         for one in slices:
             discard(one)
@@ -478,9 +414,7 @@ def _open_all(
         except StagedDamagedError as damaged:
             logger.warning("%s; fetching that slice of batch %s again", damaged, batch.batch)
             discard(one)
-            (again,) = stage_slices(
-                stream, warehouse, batch, [_ranges(one)], name=f"{run_id[:8]}-again{index}"
-            )
+            again = stage_slice(stream, warehouse, batch, _ranges(one), name=f"{run_id[:8]}-again{index}")
             slices.append(again)
             found = _opened(again)
         else:

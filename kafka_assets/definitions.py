@@ -1,6 +1,6 @@
 """What `dagster dev` loads: the streams of the streams file, each run in one process.
 
-The in-process executor starts a step in 0.05 s where the default one takes 2 s; threads fetch in parallel.
+The in-process executor starts a step in 0.05 s where the default one takes 2 s.
 """
 
 import dagster as dg

@@ -17,7 +17,7 @@ import threading
 from typing import TYPE_CHECKING, Any, TextIO
 
 from kafka_assets import fetch
-from kafka_assets.batches import stage_ranges
+from kafka_assets.batches import KnownBatch, stage_slice
 from kafka_assets.config import load_config
 from kafka_assets.errors import KafkaAssetsError, error_from_text
 from kafka_assets.fetch import FetchCancelledError
@@ -132,16 +132,15 @@ def main(arguments: Sequence[str]) -> None:
         while line := tasks.get():
             task: dict[str, Any] = json.loads(line)
             try:
-                staged = stage_ranges(
+                staged = stage_slice(
                     config.stream(task["stream"]),
                     warehouse,
-                    task["batch"],
-                    task["generation"],
-                    [[PlannedRange.from_row(row) for row in task["ranges"]]],
+                    KnownBatch(task["stream"], task["batch"], task["generation"]),
+                    [PlannedRange.from_row(row) for row in task["ranges"]],
                     name=task["name"],
                     should_stop=gone.is_set,
                 )
-                answer: dict[str, Any] = {"staged": staged[0].to_dict()}
+                answer: dict[str, Any] = {"staged": staged.to_dict()}
             except KafkaAssetsError as error:
                 answer = {"error": f"{error.code}: {error.message}"}
             except Exception as error:  # noqa: BLE001  the starter reports it; this process has nobody to tell

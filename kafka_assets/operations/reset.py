@@ -238,23 +238,22 @@ def _stage(
     gone = list(settlement.gone)
     staged: list[StagedSlice] = []
 
-    def fetch(ranges: tuple[PlannedRange, ...], name: str) -> list[StagedSlice]:
-        slices = batches.slices_of(replace(batch, ranges=ranges))
-        return batches.stage_slices(stream, warehouse, batch, slices, name=name, on_data_loss="skip")
+    def fetch(ranges: tuple[PlannedRange, ...], name: str) -> StagedSlice:
+        return batches.stage_slice(stream, warehouse, batch, ranges, name=name, on_data_loss="skip")
 
     if settlement.readable:
         try:
-            staged = fetch(settlement.readable, "left")
+            staged.append(fetch(settlement.readable, "left"))
         except LogTruncatedError:
             # Known by the leader epochs alone, and of one range at a time.
             for index, planned in enumerate(settlement.readable):
                 try:
-                    staged += fetch((planned,), f"left{index}")
+                    staged.append(fetch((planned,), f"left{index}"))
                 except LogTruncatedError:
                     gone.append(planned)
     if gone:
         directory = batch_directory(warehouse.staging, stream.name, batch.batch)
-        name = f"{batch.generation}-gone-0"
+        name = f"{batch.generation}-gone"
         staged.append(stage(_Gone(gone), get_format(stream.format), directory, name))
     return staged
 

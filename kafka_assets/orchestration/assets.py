@@ -69,13 +69,13 @@ def _build_asset(stream: "StreamConfig", runtime: "Runtime") -> dg.AssetsDefinit
 
     plan = dg.op(
         name=names.op("plan"),
-        description="Reads the batch's offset ranges from the ledger and cuts them into slices.",
+        description="Reads the batch's offset ranges from the ledger and cuts them into a slice for each fetch step.",
         ins={name: dg.In(dg.Nothing) for name in topics},
         out=dg.DynamicOut(dict, io_manager_key=IO_MANAGER),
     )(steps.plan)
     fetch = dg.op(
         name=names.op("fetch"),
-        description="Fetches exactly those ranges into staged files.",
+        description="Fetches exactly the ranges of a slice, into memory or a staged file.",
         out=dg.Out(dict, io_manager_key=IO_MANAGER),
     )(steps.fetch)
     commit = dg.op(
@@ -120,15 +120,14 @@ class _Steps:
         with self._at_work_on(key, context):
             batch = self._planned_meanwhile(context) or self._planned(context)
         slices = batches.slices_of(batch, self.runtime.fetch_groups)
-        groups = max(1, min(self.runtime.fetch_groups, len(slices)))
-        for index in range(groups):
+        for index, ranges in enumerate(slices or ((),)):
             yield dg.DynamicOutput(
                 {
                     "batch": key,
                     "generation": batch.generation,
                     "group": index,
                     "started": time.time(),
-                    "slices": [[planned.to_row() for planned in ranges] for ranges in slices[index::groups]],
+                    "ranges": [planned.to_row() for planned in ranges],
                 },
                 mapping_key=str(index),
             )
@@ -173,33 +172,32 @@ class _Steps:
 
     def fetch(self, context: dg.OpExecutionContext, group: dict[str, Any]) -> dict[str, Any]:
         stream, warehouse, key = self.stream, self.runtime.warehouse, group["batch"]
-        slices = [[PlannedRange.from_row(row) for row in ranges] for ranges in group["slices"]]
-        if not slices:
+        ranges = tuple(PlannedRange.from_row(row) for row in group["ranges"])
+        if not ranges:
             return {**group, "staged": []}
         with self._at_work_on(key, context):
             self._take(key, context)
-            ranges = tuple(planned for each in slices for planned in each)
             batch = batches.KnownBatch(stream.name, key, group["generation"], ranges)
             verb, staged = "fetched", adopt(stream.name, key, batch.generation)
             if staged is None:
-                verb, staged = "found staged", batches.staged_before(stream, warehouse, batch, slices)
+                verb, staged = "found staged", batches.staged_before(stream, warehouse, batch, ranges)
             if staged is None:
                 room = self._room_for(batch, context)
-                staged = batches.stage_slices(
+                one = batches.stage_slice(
                     stream,
                     warehouse,
                     batch,
-                    slices,
+                    ranges,
                     name=f"{context.run_id[:8]}-{group['group']}-{context.retry_number}",
                     memory_bytes=MEMORY_BYTES if _in_one_process(context) else 0,
                 )
-                room.settle(sum(one.size_bytes for one in staged))
+                room.settle(one.size_bytes)
+                staged = [one]
                 verb = "fetched"
         context.log.info(
-            f"{verb} {sum(one.rows for one in staged)} records in {len(staged)} slices,"
-            f" {sum(one.size_bytes for one in staged)} bytes"
+            f"{verb} {sum(one.rows for one in staged)} records, {sum(one.size_bytes for one in staged)} bytes"
         )
-        return {**group, "slices": [], "staged": [one.to_dict() for one in staged]}
+        return {**group, "ranges": [], "staged": [one.to_dict() for one in staged]}
 
     def commit(
         self, context: dg.OpExecutionContext, fetched: list[dict[str, Any]]

@@ -31,8 +31,8 @@ def build_definitions(
         config: The streams file or its path; by default `$KAFKA_ASSETS_CONFIG`, else `streams.yaml` in the
             working directory.
         prefix: Asset key prefix for all streams.
-        fetch_groups: Fetch steps a batch is spread over. One, with its slices in threads, is the fastest on
-            one machine; more are worth it where the executor runs steps on several.
+        fetch_groups: Fetch steps a batch is spread over, a slice each. One is the fastest on one machine; more are
+            worth it where the executor runs steps on several.
 
     Raises:
         ConfigInvalidError: With every problem of the file.

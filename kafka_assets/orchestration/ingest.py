@@ -276,7 +276,7 @@ class _Drain:
     def _may_fetch(self, batch: BatchRow) -> bool:
         """Whether to fetch a batch ahead; its own run waits for room, or finds what was staged of it before."""
         warehouse, limit = self._runtime.warehouse, self._runtime.config.warehouse.max_staged_bytes
-        if batches.staged_before(self._stream, warehouse, batch, [batch.ranges]) is not None:
+        if batches.staged_before(self._stream, warehouse, batch, batch.ranges) is not None:
             return False
         room = Room(warehouse, self._stream.name, batch.batch, limit=limit)
         return room.try_take(self._stream.max_bytes_per_batch)

@@ -39,14 +39,14 @@ class Other:
     def __init__(self, file):
         config = load_config(file)
         self.stream, self.warehouse = config.stream(STREAM), Warehouse.of(config.warehouse)
-        self._stage = batches.stage_slices
+        self._stage = batches.stage_slice
         self._number = 0
 
     def fetch(self, key):
         batch = batches.read_batch(self.stream, self.warehouse, key)
         self._number += 1
         name = f"other{self._number}"
-        return batch, self._stage(self.stream, self.warehouse, batch, batches.slices_of(batch), name=name)
+        return batch, [self._stage(self.stream, self.warehouse, batch, batch.ranges, name=name)]
 
     def commit(self, fetched):
         batch, staged = fetched
@@ -67,7 +67,7 @@ def overtaken(monkeypatch):
     """`overtaken(times, by)`: so many fetches in this process find, when they are done, that `by` was faster."""
 
     def arm(times, by):
-        stage, left = batches.stage_slices, [by] * times
+        stage, left = batches.stage_slice, [by] * times
 
         def staged(*arguments, **named):
             done = stage(*arguments, **named)
@@ -75,7 +75,7 @@ def overtaken(monkeypatch):
                 left.pop()()
             return done
 
-        monkeypatch.setattr(batches, "stage_slices", staged)
+        monkeypatch.setattr(batches, "stage_slice", staged)
 
     return arm
 

@@ -18,7 +18,7 @@ def test_a_failing_batch_is_retried_then_blocked_and_a_click_clears_it(bench, to
     produce(name, values(5))
     here = bench(topics=[name], max_attempts=2)
     with monkeypatch.context() as patch:
-        patch.setattr(assets.batches, "stage_slices", broken)
+        patch.setattr(assets.batches, "stage_slice", broken)
         (first,) = here.tick().requests
         assert not here.run(first).is_success
         batch = str(first.partition_key)

@@ -195,7 +195,7 @@ def test_what_was_staged_and_does_not_add_up_is_not_used_twice(planned):
     """The ledger refuses it, and the next attempt fetches again."""
     here, _, (request,) = planned(1)
     batch = here.batch(str(request.partition_key))
-    batches.stage_slices(here.stream, here.warehouse, batch, batches.slices_of(batch), name="run")
+    batches.stage_slice(here.stream, here.warehouse, batch, batch.ranges, name="run")
     (note,) = batch_directory(here.warehouse.staging, STREAM, batch.batch).glob("0-staged-*")
     note.write_text(note.read_text().replace(f'"records": {BATCH},', f'"records": {BATCH - 1},'))
 
@@ -211,11 +211,12 @@ def test_what_other_settings_staged_is_not_used(planned):
     """Another format or isolation level, or a replay: fetched again."""
     here, _, (request,) = planned(1)
     batch = here.batch(str(request.partition_key))
-    slices = batches.slices_of(batch)
-    batches.stage_slices(here.stream, here.warehouse, batch, slices, name="run")
+    batches.stage_slice(here.stream, here.warehouse, batch, batch.ranges, name="run")
 
     def found(stream: Any = here.stream, **change: int) -> bool:
-        return batches.staged_before(stream, here.warehouse, replace(batch, **change), slices) is not None
+        return (
+            batches.staged_before(stream, here.warehouse, replace(batch, **change), batch.ranges) is not None
+        )
 
     assert found()
     assert not found(generation=1)

@@ -730,7 +730,12 @@ class StormMachine(RuleBasedStateMachine):
     def _fetch(self, run: Run, slices: int = 1) -> None:
         pieces = slice_ranges(run.ranges, slices)
         try:
-            run.staged = batches.stage_slices(self.stream, self.warehouse, run.batch, pieces, name=run.run_id)
+            run.staged = [
+                batches.stage_slice(
+                    self.stream, self.warehouse, run.batch, piece, name=f"{run.run_id}-{index}"
+                )
+                for index, piece in enumerate(pieces)
+            ]
         except Killed:
             self.runs.remove(run)
         except KafkaAssetsError as error:
