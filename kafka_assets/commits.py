@@ -50,6 +50,8 @@ _ONCE = "_kafka_assets_once"
 _BAD = "_kafka_assets_bad"
 _REPLACED = "_kafka_assets_replaced"
 _WRAP = 1 << 64
+_SMALL_ROW_GROUP = 32 * 1024**2
+"""Bytes of a row group up to which two threads write two at once: each has all of its own in memory."""
 
 _BAD_DIGEST = digest_expression(BAD_COLUMNS)
 _BAD_NAMES = (
@@ -435,6 +437,10 @@ class _Writing:
             table=self.table, columns=self._selected, staged=_ONCE, removed=removed_condition(predicates)
         )
         once = pa.RecordBatchReader.from_batches(self.rows.schema, _letting_go(self.rows))
+        row_groups = self.rows["_kafka_offset"].num_chunks
+        if row_groups > 1 and self.rows.nbytes <= row_groups * _SMALL_ROW_GROUP:
+            # Until the file is let go.
+            self.con.execute("SET threads = 2")
         with registered(self.con, _ONCE, once):
             return changed(self.con, statement, batch=self.batch, now=now)
 

@@ -380,6 +380,19 @@ def test_a_commit_writes_rows_outcomes_and_state(warehouse, batch, ranges):
     ]
 
 
+def test_rows_keep_their_order_over_row_groups(warehouse):
+    """A batch of several row groups, which two threads write, lies in the table in the order it was fetched in."""
+    count = 130_000
+    both = [planned("orders", partition, 0, count) for partition in (0, 1)]
+    (key,) = record(warehouse, plan_of({}, both), version=0)
+    assert commit(warehouse, key, [staged_of(both)]).rows == 2 * count
+    assert query(
+        warehouse,
+        "SELECT count(*), count(DISTINCT place - wanted), min(place - wanted) FROM (SELECT rowid AS place, row_number() OVER"
+        " (ORDER BY _kafka_partition, _kafka_offset) - 1 AS wanted FROM orders)",
+    ) == [(2 * count, 1, 0)]
+
+
 def test_a_batch_without_a_row_commits(warehouse, batch, ranges):
     """A batch of nothing but undeliverable offsets commits."""
     row = commit(warehouse, batch, [staged_of(ranges, missing=range(200))])
