@@ -29,6 +29,7 @@ from kafka_assets.removals import of_metadata, removals_of, removed_condition
 from kafka_assets.scope import WHOLE
 from kafka_assets.staging import let_go_of_pages
 from kafka_assets.statements import changed, insert, quote, quote_table, registered
+from kafka_assets.warehouse import lift_memory_limit
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -188,6 +189,8 @@ def commit_batch(
             " Nothing was written."
         )
     set_aside = _together(found, bad, _BAD_NAMES)
+    if rows:
+        lift_memory_limit(con, incoming.nbytes / rows)
     _check_sum(found, (incoming, set_aside), settled)
     places = [one.range.topic_partition for one in ranges]
     with ExitStack() as names_in_sql:

@@ -299,6 +299,13 @@ def ensure_schema(con: duckdb.DuckDBPyConnection) -> None:
     ).fetchall()
 
 
+def bytes_per_record(con: duckdb.DuckDBPyConnection, stream: str) -> float | None:
+    """Return the size of a stream's records by its latest batches, as `StreamState` has it."""
+    sized = {"stream": stream, "count": RECENT_BATCHES, "sized": SIZED_BATCHES}
+    ((found,),) = con.execute(sql.READ_BYTES_PER_RECORD, sized).fetchall()
+    return None if found is None else float(found)
+
+
 def read_stream(con: duckdb.DuckDBPyConnection | None, stream: str, *, paced: bool = False) -> StreamState:
     """Read all that planning and launching need to know of a stream; `paced`: backpressure's part too."""
     if con is None or not has_ledger(con):
@@ -314,8 +321,6 @@ def read_stream(con: duckdb.DuckDBPyConnection | None, stream: str, *, paced: bo
     }
     ((last_batch, last_planned_at),) = con.execute(sql.READ_LAST_BATCH, named).fetchall()
     recent = {**named, "count": RECENT_BATCHES}
-    sized = {**recent, "sized": SIZED_BATCHES}
-    ((bytes_per_record,),) = con.execute(sql.READ_BYTES_PER_RECORD, sized).fetchall()
     completed = con.execute(sql.READ_COMPLETED, recent).fetchall() if paced else []
     open_keys = _keys(con.execute(sql.READ_OPEN_KEYS, named).fetchall())
     recent_keys = _keys(con.execute(sql.READ_RECENT_KEYS, recent).fetchall())
@@ -329,7 +334,7 @@ def read_stream(con: duckdb.DuckDBPyConnection | None, stream: str, *, paced: bo
         open_batches=tuple(rows[key] for key in sorted(open_keys)),
         last_batch=last_batch,
         last_planned_at=_utc(last_planned_at),
-        bytes_per_record=None if bytes_per_record is None else float(bytes_per_record),
+        bytes_per_record=bytes_per_record(con, stream),
         recently_committed=tuple(rows[key] for key in recent_keys),
         completed=tuple(CompletedBatch(*row) for row in completed),
     )

@@ -57,6 +57,8 @@ _NETWORK_FILE_SYSTEMS = frozenset(
 _FIRST_PAUSE = 0.001
 _LONGEST_PAUSE = 0.025
 _FOREIGN_PAUSE = 0.1
+_LARGE_RECORD = 64 * 1024
+_MUCH_LOG = 128 * 1024**2
 _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
@@ -120,8 +122,7 @@ class Warehouse:
         path: The file; need not exist. Symbolic links are followed.
         lock_timeout: Seconds to wait for the file where a call names no timeout.
         staging: Directory beside which DuckDB may spill to disk.
-        memory_limit: DuckDB's own limit, of the first instance that connects. It reads 2,048 rows at once, so
-            a batch of 256 MiB in 10 MB records takes 750 MB to be read.
+        memory_limit: DuckDB's own limit, of the first instance that connects, until `lift_memory_limit` lifts it.
     """
 
     def __init__(self, path: Path, *, lock_timeout: float, staging: Path, memory_limit: str = "1GB") -> None:
@@ -362,6 +363,7 @@ class Warehouse:
         while True:
             connection = self._connection()
             try:
+                self._make_room_for_log(connection)
                 connection.execute(f"ATTACH {literal(str(self.path))} AS {CATALOG} (TYPE duckdb, {access})")
             except duckdb.Error as error:
                 if isinstance(error, duckdb.FatalException):
@@ -381,6 +383,12 @@ class Warehouse:
                 raise
             else:
                 return connection
+
+    def _make_room_for_log(self, connection: duckdb.DuckDBPyConnection) -> None:
+        """Have room for what a killed commit left in the write-ahead log: it is taken into the file at once."""
+        with suppress(OSError):
+            if Path(f"{self.path}.wal").stat().st_size > _MUCH_LOG:
+                connection.execute("RESET memory_limit")
 
     def _open_in_this_process(self) -> WarehouseLockedError:
         return WarehouseLockedError(
@@ -448,6 +456,20 @@ class Warehouse:
             f"the warehouse file {self.path} was not free within {seconds:.3g} s: held by {holder}. Nothing"
             " was changed. Try again when it is free; `warehouse.lock_timeout` says how long to wait."
         )
+
+
+def lift_memory_limit(connection: duckdb.DuckDBPyConnection, bytes_per_record: float | None) -> None:
+    """Let DuckDB take what it takes by default, in this process from now on, where records are large.
+
+    It has the values of 2,048 neighbouring rows in memory at once, those that are written and those before them: of
+    records of 1 MB that is 2 GB. Under a limit below that a table could be neither added to nor read.
+
+    Args:
+        connection: Given by `Warehouse.reading()` or `Warehouse.writing()`.
+        bytes_per_record: On the mean, of what is written or read; None for nothing.
+    """
+    if bytes_per_record is not None and bytes_per_record >= _LARGE_RECORD:
+        connection.execute("RESET memory_limit")
 
 
 def literal(text: str) -> str:

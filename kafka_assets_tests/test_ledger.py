@@ -388,8 +388,8 @@ def test_rows_keep_their_order_over_row_groups(warehouse):
     assert commit(warehouse, key, [staged_of(both)]).rows == 2 * count
     assert query(
         warehouse,
-        "SELECT count(*), count(DISTINCT place - wanted), min(place - wanted) FROM (SELECT rowid AS place, row_number() OVER"
-        " (ORDER BY _kafka_partition, _kafka_offset) - 1 AS wanted FROM orders)",
+        "SELECT count(*), count(DISTINCT place - wanted), min(place - wanted) FROM (SELECT rowid AS place,"
+        " row_number() OVER (ORDER BY _kafka_partition, _kafka_offset) - 1 AS wanted FROM orders)",
     ) == [(2 * count, 1, 0)]
 
 

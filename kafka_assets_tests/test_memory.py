@@ -8,12 +8,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kafka_assets import coverage
-from kafka_assets.config.values import FormatConfig
+from kafka_assets.config.properties import KafkaProperties
+from kafka_assets.config.values import FormatConfig, StreamConfig, Topics
 from kafka_assets.fetch import RangeReader
 from kafka_assets.formats import get_format
 from kafka_assets.offsets import OffsetRange, PlannedRange
+from kafka_assets.operations.expire import expire
 from kafka_assets.staging import stage
-from kafka_assets_tests.warehouse_support import RAW, STREAM, commit, plan_of, record, staged_of, warehouse_at
+from kafka_assets.warehouse import Warehouse
+from kafka_assets_tests.warehouse_support import (
+    RAW,
+    STREAM,
+    TABLE,
+    commit,
+    plan_of,
+    record,
+    staged_of,
+    warehouse_at,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -71,5 +83,28 @@ def test_a_batch_of_large_records_can_be_committed_and_read(tmp_path: Path) -> N
     part = [PlannedRange(OffsetRange("orders", 0, 0, 25), 0, "id-0", 3)]
     (key,) = record(warehouse, plan_of({}, part), version=0)
     commit(warehouse, key, [staged_of(part, value=lambda _: os.urandom(10 * MB))])
+    with warehouse.reading() as connection:
+        assert coverage.verify(connection, STREAM, RAW).ok
+
+
+def test_a_table_of_large_records_grows_beyond_the_limit(tmp_path: Path) -> None:
+    """Its last 2,048 rows pass DuckDB's limit: batches are added, replaced, proven and expired all the same."""
+    warehouse = Warehouse(
+        tmp_path / "w.duckdb", lock_timeout=20, staging=tmp_path / "w.staging", memory_limit="100MB"
+    )
+    each, number = 40, 5
+    parts = [
+        [PlannedRange(OffsetRange("orders", 0, low, low + each), 0, "id-0", 3)]
+        for low in range(0, each * number, each)
+    ]
+    keys = record(warehouse, plan_of({}, *parts), version=0)
+    for key, part in zip(keys, parts, strict=True):
+        commit(warehouse, key, [staged_of(part, value=lambda _: os.urandom(MB))])
+    commit(warehouse, keys[0], [staged_of(parts[0], value=lambda _: os.urandom(MB))], generation=1)
+    with warehouse.reading() as connection:
+        assert coverage.verify(connection, STREAM, RAW).ok
+    stream = StreamConfig(name=STREAM, selection=Topics(("orders",)), table=TABLE, kafka=KafkaProperties({}))
+    (gone,) = expire(stream, warehouse, f"_kafka_offset >= {each * 4}", apply=True)
+    assert gone.rows == each
     with warehouse.reading() as connection:
         assert coverage.verify(connection, STREAM, RAW).ok

@@ -174,7 +174,7 @@ def staged_of(
                 gaps=len(inside - gone),
                 undeliverable=len(inside - gone),
                 lost=tuple(found for one in lost if (found := one.intersect(piece.range)) is not None),
-                bytes=10 * len(offsets),
+                bytes=10 * len(offsets) if value is None else table["_kafka_value"].nbytes,
                 min_timestamp_ms=1_700_000_000_000 if offsets else None,
                 max_timestamp_ms=1_700_000_000_001 if offsets else None,
                 offset_sum=sum(offsets),

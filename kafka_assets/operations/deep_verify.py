@@ -19,7 +19,7 @@ from kafka_assets.offsets import OffsetRange, PlannedRange, TopicPartition
 from kafka_assets.records import BAD_SCHEMA, RAW_SCHEMA, place
 from kafka_assets.removals import of_metadata, removed_condition
 from kafka_assets.statements import quote, quote_table, registered
-from kafka_assets.warehouse import literal
+from kafka_assets.warehouse import lift_memory_limit, literal
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -94,6 +94,7 @@ def verify_deep(
             if len(problems) < PROBLEMS_NAMED:
                 with warehouse.reading() as con:
                     if con is not None:
+                        lift_memory_limit(con, raw.nbytes / max(1, raw.num_rows))
                         problems += _compare(con, stream.name, fmt, raw, spans, reachable)
             progress.advance(_advanced(reached, spans))
     return DeepVerification(tuple(problems[:PROBLEMS_NAMED]), records, offsets, gone)

@@ -17,6 +17,7 @@ from kafka_assets.formats import get_format
 from kafka_assets.ledger import (
     METADATA_COLUMNS,
     ClassMove,
+    bytes_per_record,
     check_table,
     ensure_schema,
     has_ledger,
@@ -26,6 +27,7 @@ from kafka_assets.offsets import OffsetRange
 from kafka_assets.planner import utc_now
 from kafka_assets.removals import of_metadata, removed_condition
 from kafka_assets.statements import changed, quote, quote_table
+from kafka_assets.warehouse import lift_memory_limit
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -105,6 +107,7 @@ class _Expiry:
         types = {**METADATA_COLUMNS, **{column.name: column.type for column in columns}}
         if found:
             check_table(con, name, columns)
+            lift_memory_limit(con, bytes_per_record(con, stream.name))
         check_predicate(con, predicate, types)
 
     def counted(self) -> tuple[Expired, ...]:
