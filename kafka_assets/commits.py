@@ -189,8 +189,7 @@ def commit_batch(
             " Nothing was written."
         )
     set_aside = _together(found, bad, _BAD_NAMES)
-    if rows:
-        lift_memory_limit(con, incoming.nbytes / rows)
+    lift_memory_limit(con, _bytes_per_row(incoming, set_aside))
     _check_sum(found, (incoming, set_aside), settled)
     places = [one.range.topic_partition for one in ranges]
     with ExitStack() as names_in_sql:
@@ -273,6 +272,7 @@ def load_quarantined(
     """
     where = f"batch {batch} of {stream}"
     rows = rows.select(_staged_names(columns))
+    lift_memory_limit(con, _bytes_per_row(rows))
     with registered(con, _STAGED, rows):
         writing = _Writing(con, stream, batch, quote_table(table), rows, columns, any_bad=False)
         predicates = removals_of(con, stream, batch)
@@ -657,6 +657,10 @@ def _together(batch: BatchRow, data: Sequence[pa.Table], names: Sequence[str]) -
     if not filled:
         return pa.table({name: pa.nulls(0) for name in names})
     return pa.concat_tables([part.select(list(names)) for part in filled])
+
+
+def _bytes_per_row(*tables: pa.Table) -> float:
+    return float(sum(one.nbytes for one in tables) / max(1, sum(one.num_rows for one in tables)))
 
 
 def _check_sum(

@@ -299,11 +299,10 @@ def ensure_schema(con: duckdb.DuckDBPyConnection) -> None:
     ).fetchall()
 
 
-def bytes_per_record(con: duckdb.DuckDBPyConnection, stream: str) -> float | None:
-    """Return the size of a stream's records by its latest batches, as `StreamState` has it."""
-    sized = {"stream": stream, "count": RECENT_BATCHES, "sized": SIZED_BATCHES}
-    ((found,),) = con.execute(sql.READ_BYTES_PER_RECORD, sized).fetchall()
-    return None if found is None else float(found)
+def largest_records(con: duckdb.DuckDBPyConnection, stream: str) -> float | None:
+    """Return the mean size of a stream's records in the range where they are the largest; None without any."""
+    ((size,),) = con.execute(sql.LARGEST_RECORDS, {"stream": stream}).fetchall()
+    return None if size is None else float(size)
 
 
 def read_stream(con: duckdb.DuckDBPyConnection | None, stream: str, *, paced: bool = False) -> StreamState:
@@ -321,6 +320,8 @@ def read_stream(con: duckdb.DuckDBPyConnection | None, stream: str, *, paced: bo
     }
     ((last_batch, last_planned_at),) = con.execute(sql.READ_LAST_BATCH, named).fetchall()
     recent = {**named, "count": RECENT_BATCHES}
+    sized = {**recent, "sized": SIZED_BATCHES}
+    ((bytes_per_record,),) = con.execute(sql.READ_BYTES_PER_RECORD, sized).fetchall()
     completed = con.execute(sql.READ_COMPLETED, recent).fetchall() if paced else []
     open_keys = _keys(con.execute(sql.READ_OPEN_KEYS, named).fetchall())
     recent_keys = _keys(con.execute(sql.READ_RECENT_KEYS, recent).fetchall())
@@ -334,7 +335,7 @@ def read_stream(con: duckdb.DuckDBPyConnection | None, stream: str, *, paced: bo
         open_batches=tuple(rows[key] for key in sorted(open_keys)),
         last_batch=last_batch,
         last_planned_at=_utc(last_planned_at),
-        bytes_per_record=bytes_per_record(con, stream),
+        bytes_per_record=None if bytes_per_record is None else float(bytes_per_record),
         recently_committed=tuple(rows[key] for key in recent_keys),
         completed=tuple(CompletedBatch(*row) for row in completed),
     )

@@ -310,6 +310,12 @@ SELECT greatest(arg_max(bytes / records, (committed_at, batch)), sum(bytes) / su
 FROM sized
 """
 
+LARGEST_RECORDS = """
+SELECT max(bytes / (loaded + filtered + quarantined + removed))
+FROM kafka_assets_ledger.offset_ranges
+WHERE stream = $stream AND loaded + filtered + quarantined + removed > 0
+"""
+
 READ_COMPLETED = """
 WITH recent AS (
     SELECT stream, batch, greatest(planned_at, launched_at) AS ready_at, committed_at

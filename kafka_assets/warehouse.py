@@ -57,7 +57,7 @@ _NETWORK_FILE_SYSTEMS = frozenset(
 _FIRST_PAUSE = 0.001
 _LONGEST_PAUSE = 0.025
 _FOREIGN_PAUSE = 0.1
-_LARGE_RECORD = 64 * 1024
+_LARGE_ROW = 64 * 1024
 _MUCH_LOG = 128 * 1024**2
 _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
@@ -458,7 +458,7 @@ class Warehouse:
         )
 
 
-def lift_memory_limit(connection: duckdb.DuckDBPyConnection, bytes_per_record: float | None) -> None:
+def lift_memory_limit(connection: duckdb.DuckDBPyConnection, bytes_per_row: float | None) -> None:
     """Let DuckDB take what it takes by default, in this process from now on, where records are large.
 
     It has the values of 2,048 neighbouring rows in memory at once, those that are written and those before them: of
@@ -466,9 +466,9 @@ def lift_memory_limit(connection: duckdb.DuckDBPyConnection, bytes_per_record: f
 
     Args:
         connection: Given by `Warehouse.reading()` or `Warehouse.writing()`.
-        bytes_per_record: On the mean, of what is written or read; None for nothing.
+        bytes_per_row: On the mean, of what is written or read; None for nothing.
     """
-    if bytes_per_record is not None and bytes_per_record >= _LARGE_RECORD:
+    if bytes_per_row is not None and bytes_per_row >= _LARGE_ROW:
         connection.execute("RESET memory_limit")
 
 

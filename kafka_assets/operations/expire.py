@@ -17,10 +17,10 @@ from kafka_assets.formats import get_format
 from kafka_assets.ledger import (
     METADATA_COLUMNS,
     ClassMove,
-    bytes_per_record,
     check_table,
     ensure_schema,
     has_ledger,
+    largest_records,
     move_classes,
 )
 from kafka_assets.offsets import OffsetRange
@@ -107,7 +107,7 @@ class _Expiry:
         types = {**METADATA_COLUMNS, **{column.name: column.type for column in columns}}
         if found:
             check_table(con, name, columns)
-            lift_memory_limit(con, bytes_per_record(con, stream.name))
+            lift_memory_limit(con, largest_records(con, stream.name))
         check_predicate(con, predicate, types)
 
     def counted(self) -> tuple[Expired, ...]:
