@@ -57,7 +57,8 @@ _NETWORK_FILE_SYSTEMS = frozenset(
 _FIRST_PAUSE = 0.001
 _LONGEST_PAUSE = 0.025
 _FOREIGN_PAUSE = 0.1
-_LARGE_ROW = 64 * 1024
+_LARGE_ROW = 256 * 1024
+"""Bytes from which on 2,048 rows are more than half of the limit of memory."""
 _MUCH_LOG = 128 * 1024**2
 _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
