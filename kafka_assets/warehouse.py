@@ -334,7 +334,7 @@ class Warehouse:
     def _attached(self, deadline: float, access: str) -> Iterator[duckdb.DuckDBPyConnection]:
         connection = self._attach(deadline, access)
         try:
-            # One thread writes the row groups in the order and size of the staged batches, which is faster.
+            # One thread has one row group in memory; a commit of small ones asks for two.
             connection.execute("SET threads = 1" if access == "READ_WRITE" else "RESET threads")
             connection.execute(f"USE {CATALOG}")
             yield connection

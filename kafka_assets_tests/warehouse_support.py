@@ -21,6 +21,7 @@ from kafka_assets.formats import Column
 from kafka_assets.offsets import OffsetRange, PlannedRange, TopicPartition
 from kafka_assets.planning import Loss, Plan, Position
 from kafka_assets.scope import WHOLE
+from kafka_assets.staged import StagedRange
 from kafka_assets.warehouse import Warehouse
 
 if TYPE_CHECKING:
@@ -50,16 +51,6 @@ STAGED_SCHEMA = pa.schema(
         "_kafka_value": pa.binary(),
     }
 )
-
-
-@dataclass(frozen=True, slots=True)
-class StagedRange:
-    """What is read of the real one."""
-
-    evidence: RangeEvidence
-    digest: int | None
-    digest_function: str
-    quarantined: int = 0
 
 
 @dataclass(frozen=True, slots=True)
