@@ -19,6 +19,7 @@ from kafka_assets.ledger import (
     ClassMove,
     check_table,
     ensure_schema,
+    largest_records,
     loss_row,
     move_classes,
     read_batch,
@@ -189,7 +190,7 @@ def commit_batch(
             " Nothing was written."
         )
     set_aside = _together(found, bad, _BAD_NAMES)
-    lift_memory_limit(con, _bytes_per_row(incoming, set_aside))
+    lift_memory_limit(con, max(_bytes_per_row(incoming, set_aside), largest_records(con)))
     _check_sum(found, (incoming, set_aside), settled)
     places = [one.range.topic_partition for one in ranges]
     with ExitStack() as names_in_sql:
@@ -272,7 +273,7 @@ def load_quarantined(
     """
     where = f"batch {batch} of {stream}"
     rows = rows.select(_staged_names(columns))
-    lift_memory_limit(con, _bytes_per_row(rows))
+    lift_memory_limit(con, max(_bytes_per_row(rows), largest_records(con)))
     with registered(con, _STAGED, rows):
         writing = _Writing(con, stream, batch, quote_table(table), rows, columns, any_bad=False)
         predicates = removals_of(con, stream, batch)

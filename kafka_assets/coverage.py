@@ -105,7 +105,7 @@ def verify(
         return Verification(ok=True, problems=(), partitions=())
     table = TableName(schema=found[0][1], name=found[0][2])
     check_table(con, table, columns)
-    lift_memory_limit(con, largest_records(con, stream))
+    lift_memory_limit(con, largest_records(con))
     partitions = coverage(con, stream, batch=batch)
     if batch is not None and not partitions:
         raise BatchUnknownError(f"stream {stream} has no batch {batch} in the ledger.")

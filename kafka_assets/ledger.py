@@ -299,10 +299,10 @@ def ensure_schema(con: duckdb.DuckDBPyConnection) -> None:
     ).fetchall()
 
 
-def largest_records(con: duckdb.DuckDBPyConnection, stream: str) -> float | None:
-    """Return the mean size of a stream's records in the range where they are the largest; None without any."""
-    ((size,),) = con.execute(sql.LARGEST_RECORDS, {"stream": stream}).fetchall()
-    return None if size is None else float(size)
+def largest_records(con: duckdb.DuckDBPyConnection) -> float:
+    """Return the mean bytes of a record in the range where they are the largest, of any stream: all share tables."""
+    ((size,),) = con.execute(sql.LARGEST_RECORDS).fetchall()
+    return float(size)
 
 
 def read_stream(con: duckdb.DuckDBPyConnection | None, stream: str, *, paced: bool = False) -> StreamState:

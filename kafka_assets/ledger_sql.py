@@ -311,9 +311,9 @@ FROM sized
 """
 
 LARGEST_RECORDS = """
-SELECT max(bytes / (loaded + filtered + quarantined + removed))
+SELECT coalesce(max(bytes / (loaded + filtered + quarantined + removed)), 0)
 FROM kafka_assets_ledger.offset_ranges
-WHERE stream = $stream AND loaded + filtered + quarantined + removed > 0
+WHERE loaded + filtered + quarantined + removed > 0
 """
 
 READ_COMPLETED = """

@@ -459,7 +459,7 @@ class Warehouse:
         )
 
 
-def lift_memory_limit(connection: duckdb.DuckDBPyConnection, bytes_per_row: float | None) -> None:
+def lift_memory_limit(connection: duckdb.DuckDBPyConnection, bytes_per_row: float) -> None:
     """Let DuckDB take what it takes by default, in this process from now on, where records are large.
 
     It has the values of 2,048 neighbouring rows in memory at once, those that are written and those before them: of
@@ -467,9 +467,9 @@ def lift_memory_limit(connection: duckdb.DuckDBPyConnection, bytes_per_row: floa
 
     Args:
         connection: Given by `Warehouse.reading()` or `Warehouse.writing()`.
-        bytes_per_row: On the mean, of what is written or read; None for nothing.
+        bytes_per_row: On the mean, of what is written or read, and of what may lie beside it.
     """
-    if bytes_per_row is not None and bytes_per_row >= _LARGE_ROW:
+    if bytes_per_row >= _LARGE_ROW:
         connection.execute("RESET memory_limit")
 
 

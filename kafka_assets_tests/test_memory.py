@@ -87,11 +87,36 @@ def test_a_batch_of_large_records_can_be_committed_and_read(tmp_path: Path) -> N
         assert coverage.verify(connection, STREAM, RAW).ok
 
 
+def _limited(folder: Path) -> Warehouse:
+    return Warehouse(folder / "w.duckdb", lock_timeout=20, staging=folder / "w.staging", memory_limit="100MB")
+
+
+def _commit_small_ones(folder: Path, key: str, part: list[PlannedRange]) -> None:
+    commit(_limited(folder), key, [staged_of(part)])
+
+
+def test_small_records_follow_large_ones(tmp_path: Path) -> None:
+    """A process that has only small records to add stands the large ones before them, which it writes again."""
+    warehouse = _limited(tmp_path)
+    parts = [
+        [PlannedRange(OffsetRange("orders", 0, low, low + 40), 0, "id-0", 3)] for low in range(0, 240, 40)
+    ]
+    *large, small = record(warehouse, plan_of({}, *parts), version=0)
+    for key, part in zip(large, parts, strict=False):
+        commit(warehouse, key, [staged_of(part, value=lambda _: os.urandom(MB))])
+    process = multiprocessing.get_context("spawn").Process(
+        target=_commit_small_ones, args=(tmp_path, small, parts[-1])
+    )
+    process.start()
+    process.join(60)
+    assert process.exitcode == 0
+    with warehouse.reading() as connection:
+        assert coverage.verify(connection, STREAM, RAW).ok
+
+
 def test_a_table_of_large_records_grows_beyond_the_limit(tmp_path: Path) -> None:
     """Its last 2,048 rows pass DuckDB's limit: batches are added, replaced, proven and expired all the same."""
-    warehouse = Warehouse(
-        tmp_path / "w.duckdb", lock_timeout=20, staging=tmp_path / "w.staging", memory_limit="100MB"
-    )
+    warehouse = _limited(tmp_path)
     each, number = 40, 5
     parts = [
         [PlannedRange(OffsetRange("orders", 0, low, low + each), 0, "id-0", 3)]

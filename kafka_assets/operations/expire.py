@@ -107,7 +107,7 @@ class _Expiry:
         types = {**METADATA_COLUMNS, **{column.name: column.type for column in columns}}
         if found:
             check_table(con, name, columns)
-            lift_memory_limit(con, largest_records(con, stream.name))
+            lift_memory_limit(con, largest_records(con))
         check_predicate(con, predicate, types)
 
     def counted(self) -> tuple[Expired, ...]:
