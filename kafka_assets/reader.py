@@ -146,4 +146,7 @@ def connect(config: str | os.PathLike[str] | Config | None = None) -> Reader:
 
     found = config if isinstance(config, Config) else load_config(config)
     place = found.warehouse
-    return Reader(Warehouse.at(place.path, lock_timeout=place.lock_timeout, staging=place.staging))
+    # A query may be over anything, and its result is in memory besides.
+    return Reader(
+        Warehouse(place.path, lock_timeout=place.lock_timeout, staging=place.staging, memory_limit=None)
+    )

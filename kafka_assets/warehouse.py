@@ -123,20 +123,18 @@ class Warehouse:
         path: The file; need not exist. Symbolic links are followed.
         lock_timeout: Seconds to wait for the file where a call names no timeout.
         staging: Directory beside which DuckDB may spill to disk.
-        memory_limit: DuckDB's own limit, of the first instance that connects, until `lift_memory_limit` lifts it.
+        memory_limit: DuckDB's, until `lift_memory_limit` lifts it for as long as the file is held; None for what it
+            takes by default.
     """
 
-    def __init__(self, path: Path, *, lock_timeout: float, staging: Path, memory_limit: str = "1GB") -> None:
+    def __init__(
+        self, path: Path, *, lock_timeout: float, staging: Path, memory_limit: str | None = "1GB"
+    ) -> None:
         self.path = Path(os.path.realpath(path))
         self.lock_timeout = lock_timeout
         self.staging = staging
         self.memory_limit = memory_limit
         self._standing = _standings.setdefault(self.path, _Standing())
-
-    @classmethod
-    def at(cls, path: Path, *, lock_timeout: float, staging: Path) -> Warehouse:
-        """Return the warehouse at a path."""
-        return cls(path, lock_timeout=lock_timeout, staging=staging)
 
     @classmethod
     def of(cls, config: WarehouseConfig) -> Warehouse:
@@ -290,7 +288,6 @@ class Warehouse:
             connection = duckdb.connect(
                 ":memory:",
                 config={
-                    "memory_limit": self.memory_limit,
                     "temp_directory": str(_spill_directory(self.staging)),
                     "autoinstall_known_extensions": "false",
                     "autoload_known_extensions": "false",
@@ -364,7 +361,7 @@ class Warehouse:
         while True:
             connection = self._connection()
             try:
-                self._make_room_for_log(connection)
+                self._limit_memory(connection)
                 connection.execute(f"ATTACH {literal(str(self.path))} AS {CATALOG} (TYPE duckdb, {access})")
             except duckdb.Error as error:
                 if isinstance(error, duckdb.FatalException):
@@ -385,11 +382,13 @@ class Warehouse:
             else:
                 return connection
 
-    def _make_room_for_log(self, connection: duckdb.DuckDBPyConnection) -> None:
-        """Have room for what a killed commit left in the write-ahead log: it is taken into the file at once."""
+    def _limit_memory(self, connection: duckdb.DuckDBPyConnection) -> None:
+        """Set the limit, but have room for what a killed commit left in the write-ahead log: all of it at once."""
+        limit = self.memory_limit
         with suppress(OSError):
             if Path(f"{self.path}.wal").stat().st_size > _MUCH_LOG:
-                connection.execute("RESET memory_limit")
+                limit = None
+        connection.execute("RESET memory_limit" if limit is None else f"SET memory_limit = {literal(limit)}")
 
     def _open_in_this_process(self) -> WarehouseLockedError:
         return WarehouseLockedError(
@@ -460,7 +459,7 @@ class Warehouse:
 
 
 def lift_memory_limit(connection: duckdb.DuckDBPyConnection, bytes_per_row: float) -> None:
-    """Let DuckDB take what it takes by default, in this process from now on, where records are large.
+    """Let DuckDB take what it takes by default, until the file is let go, where records are large.
 
     It has the values of 2,048 neighbouring rows in memory at once, those that are written and those before them: of
     records of 1 MB that is 2 GB. Under a limit below that a table could be neither added to nor read.

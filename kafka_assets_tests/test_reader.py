@@ -28,16 +28,21 @@ def reader(warehouse):
         yield reader
 
 
-@pytest.mark.usefixtures("warehouse")
-def test_connect_finds_the_warehouse_of_a_streams_file(tmp_path):
-    """The path of a streams file, or what was loaded from it, leads to its warehouse."""
+@pytest.fixture
+def streams_file(tmp_path):
     file = tmp_path / "streams.yaml"
     file.write_text(
         "kafka: {bootstrap.servers: '127.0.0.1:9092'}\n"
         "warehouse: {uri: 'duckdb:///w.duckdb'}\n"
         "streams: {orders: {topics: [orders]}}\n"
     )
-    for config in (file, str(file), load_config(file)):
+    return file
+
+
+@pytest.mark.usefixtures("warehouse")
+def test_connect_finds_the_warehouse_of_a_streams_file(streams_file):
+    """The path of a streams file, or what was loaded from it, leads to its warehouse."""
+    for config in (streams_file, str(streams_file), load_config(streams_file)):
         with connect(config) as reader:
             assert reader.sql("SELECT count(*) FROM t").fetchone() == (5,)
 
@@ -93,6 +98,19 @@ def test_what_a_query_sets_ends_with_it(reader):
     reader.execute("BEGIN")
     reader.execute("USE memory")
     assert reader.execute("SELECT current_setting('TimeZone'), count(*) FROM t").fetchall() == [("UTC", 5)]
+
+
+def test_a_query_has_the_memory_that_duckdb_takes_by_default(streams_file, warehouse):
+    """The limit is of those who write: queries may be over large records. Neither has what the other was given."""
+    with duckdb.connect() as plain:
+        ((default,),) = plain.execute("SELECT current_setting('memory_limit')").fetchall()
+    of_writers = warehouse.memory_limit
+    for _ in range(2):
+        with connect(streams_file) as reader:
+            assert reader.sql("SELECT current_setting('memory_limit')").fetchone() == (default,)
+        with warehouse.writing() as con:
+            ((limit,),) = con.execute("SELECT current_setting('memory_limit')").fetchall()
+        assert (of_writers, limit) == ("1GB", "953.6 MiB")
 
 
 def test_the_file_is_free_between_queries(reader, warehouse):

@@ -511,5 +511,5 @@ def test_limits_and_time_zone_are_set(warehouse):
 def test_repr_names_the_file(tmp_path):
     """A warehouse prints as its path."""
     assert str(tmp_path / "w.duckdb") in repr(
-        Warehouse.at(tmp_path / "w.duckdb", lock_timeout=1, staging=tmp_path)
+        Warehouse(tmp_path / "w.duckdb", lock_timeout=1, staging=tmp_path)
     )

@@ -63,7 +63,7 @@ class StagedSlice:
 
 
 def warehouse_at(folder: Path, *, lock_timeout: float = 20.0) -> Warehouse:
-    return Warehouse.at(folder / "w.duckdb", lock_timeout=lock_timeout, staging=folder / "w.duckdb.staging")
+    return Warehouse(folder / "w.duckdb", lock_timeout=lock_timeout, staging=folder / "w.duckdb.staging")
 
 
 def planned(topic: str, partition: int, start: int, end: int, incarnation: int = 0) -> PlannedRange:

@@ -348,7 +348,7 @@ def _another_process_may_write(path):
 def _try_to_write(path, pipe):
     """Child: say whether the file can be had."""
     try:
-        with Warehouse.at(path, lock_timeout=0.2, staging=path.with_name("staging")).writing():
+        with Warehouse(path, lock_timeout=0.2, staging=path.with_name("staging")).writing():
             pipe.send("had it")
     except WarehouseLockedError as locked:
         pipe.send(locked.message)
