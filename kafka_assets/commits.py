@@ -26,6 +26,7 @@ from kafka_assets.ledger import (
 )
 from kafka_assets.offsets import OffsetRange, TopicPartition, first_flaw, merge
 from kafka_assets.planning import Loss
+from kafka_assets.records import ROW_GROUP_ROWS
 from kafka_assets.removals import of_metadata, removals_of, removed_condition
 from kafka_assets.scope import WHOLE
 from kafka_assets.staging import let_go_of_pages
@@ -52,8 +53,6 @@ _ONCE = "_kafka_assets_once"
 _BAD = "_kafka_assets_bad"
 _REPLACED = "_kafka_assets_replaced"
 _WRAP = 1 << 64
-_SMALL_ROW_GROUP = 32 * 1024**2
-"""Bytes of a row group up to which two threads write two at once: each has all of its own in memory."""
 
 _BAD_DIGEST = digest_expression(BAD_COLUMNS)
 _BAD_NAMES = (
@@ -441,9 +440,10 @@ class _Writing:
             table=self.table, columns=self._selected, staged=_ONCE, removed=removed_condition(predicates)
         )
         once = pa.RecordBatchReader.from_batches(self.rows.schema, _letting_go(self.rows))
-        row_groups = self.rows["_kafka_offset"].num_chunks
-        if row_groups > 1 and self.rows.nbytes <= row_groups * _SMALL_ROW_GROUP:
-            # Until the file is let go.
+        staged = self.rows["_kafka_offset"].chunks
+        if len(staged) > 1 and len(staged[0]) == ROW_GROUP_ROWS:
+            # Row groups staged whole are small, and two threads write two at once; parts of large ones they would
+            # put together and write again. Until the file is let go.
             self.con.execute("SET threads = 2")
         with registered(self.con, _ONCE, once):
             return changed(self.con, statement, batch=self.batch, now=now)

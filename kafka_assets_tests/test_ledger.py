@@ -23,6 +23,7 @@ from kafka_assets.errors import (
 from kafka_assets.ledger import PlanConflictError, RangeOutcome
 from kafka_assets.offsets import OffsetRange, TopicPartition
 from kafka_assets.planning import Loss, Plan, Position
+from kafka_assets.records import ROW_GROUP_ROWS
 from kafka_assets_tests import warehouse_support as support
 from kafka_assets_tests.warehouse_support import NOW, commit, plan_of, planned, record, staged_of, state_of
 
@@ -380,12 +381,14 @@ def test_a_commit_writes_rows_outcomes_and_state(warehouse, batch, ranges):
     ]
 
 
-def test_rows_keep_their_order_over_row_groups(warehouse):
-    """A batch of several row groups, which two threads write, lies in the table in the order it was fetched in."""
-    count = 130_000
+@pytest.mark.parametrize(("count", "threads"), [(ROW_GROUP_ROWS, 2), (50_000, 1)])
+def test_rows_keep_their_order_over_row_groups(warehouse, count, threads):
+    """Batches of whole row groups are written by two threads, others by one, in the order they were fetched in."""
     both = [planned("orders", partition, 0, count) for partition in (0, 1)]
     (key,) = record(warehouse, plan_of({}, both), version=0)
-    assert commit(warehouse, key, [staged_of(both)]).rows == 2 * count
+    with warehouse.writing() as con:
+        assert support.commit_with(con, key, [staged_of(both)]).rows == 2 * count
+        assert con.execute("SELECT current_setting('threads')").fetchall() == [(threads,)]
     assert query(
         warehouse,
         "SELECT count(*), count(DISTINCT place - wanted), min(place - wanted) FROM (SELECT rowid AS place,"
