@@ -9,7 +9,7 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from kafka_assets import commits, ledger, notes
+from kafka_assets import commits, ledger, memory, notes
 from kafka_assets.batch_lock import batch_directory
 from kafka_assets.errors import (
     BadRecordError,
@@ -225,6 +225,7 @@ def stage_slice(
         memory_bytes=memory_bytes,
         on_bad_record=stream.on_bad_record,
     )
+    memory.give_back(staged.size_bytes)
     if not batch.generation and not is_kept(staged):
         notes.note_staged(directory, _made_by(stream), [staged])
     return staged

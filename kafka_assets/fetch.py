@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import time
 from collections import deque
-from contextlib import suppress
 from itertools import compress, pairwise
 from typing import TYPE_CHECKING, Literal, Self
 
 import confluent_kafka
 import numpy as np
-import pyarrow as pa
 from confluent_kafka import Message
 
 from kafka_assets.client import ClientEvents, create_consumer, kind_of
@@ -43,6 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 
     import numpy.typing as npt
+    import pyarrow as pa
     from confluent_kafka import Consumer, KafkaError
 
     from kafka_assets.evidence import RangeEvidence
@@ -69,13 +67,8 @@ _TRUNCATION_READS = 3
 _TRUNCATION_READ_SECONDS = 1.0
 _RESUME_SECONDS = 0.2
 _LAST_LOOK_SECONDS = 3.0
-_MUCH_BYTES = 32 * 1024**2
 _PARTITION_BITS = 32
 _FAR_MS = np.iinfo(np.int64).max
-
-
-keeps_memory = False
-"""Whether what one fetch gives back is left to the next: in a process that does little else, and has few arenas."""
 
 
 class FetchCancelledError(KafkaAssetsError):
@@ -177,8 +170,6 @@ class RangeReader:
             finally:
                 consumer.close()
                 del consumer
-                if not keeps_memory and sum(progress.bytes for progress in progresses) > _MUCH_BYTES:
-                    _give_memory_back()
             self._check_topics(log)
         evidence = tuple(
             progress.evidence(identified=progress.planned not in self._unidentified)
@@ -526,11 +517,3 @@ def _truncated(progress: RangeProgress, why: str) -> LogTruncatedError:
         " Records that were read before may be gone from Kafka, and offsets may come again with other records. Nothing"
         " of this fetch is used. `kafka-assets reset` goes on in a new incarnation of the topic-partition."
     )
-
-
-def _give_memory_back() -> None:
-    # glibc keeps what freed messages took, for each thread that had some: 1 GB after ten fetches of 200 MB.
-    with suppress(AttributeError, OSError):
-        ctypes.CDLL(None).malloc_trim(0)
-    # Arrow's allocator keeps as much for each thread.
-    pa.default_memory_pool().release_unused()

@@ -16,7 +16,7 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Any, TextIO
 
-from kafka_assets import fetch
+from kafka_assets import memory
 from kafka_assets.batches import KnownBatch, stage_slice
 from kafka_assets.config import load_config
 from kafka_assets.errors import KafkaAssetsError, error_from_text
@@ -124,7 +124,7 @@ def main(arguments: Sequence[str]) -> None:
         # What a library prints is no answer.
         os.dup2(2, 1)
         config = load_config(arguments[0])
-        fetch.keeps_memory = True
+        memory.keeps = True
         warehouse = Warehouse.of(config.warehouse)
         gone = threading.Event()
         tasks: queue.SimpleQueue[str | None] = queue.SimpleQueue()
