@@ -19,7 +19,7 @@ from kafka_assets.ledger import (
     ClassMove,
     check_table,
     ensure_schema,
-    largest_records,
+    have_room_for_records,
     loss_row,
     move_classes,
     read_batch,
@@ -31,7 +31,6 @@ from kafka_assets.removals import of_metadata, removals_of, removed_condition
 from kafka_assets.scope import WHOLE
 from kafka_assets.staging import let_go_of_pages
 from kafka_assets.statements import changed, insert, quote, quote_table, registered
-from kafka_assets.warehouse import lift_memory_limit
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -189,7 +188,7 @@ def commit_batch(
             " Nothing was written."
         )
     set_aside = _together(found, bad, _BAD_NAMES)
-    lift_memory_limit(con, max(_bytes_per_row(incoming, set_aside), largest_records(con)))
+    have_room_for_records(con, _bytes_per_row(incoming, set_aside))
     _check_sum(found, (incoming, set_aside), settled)
     places = [one.range.topic_partition for one in ranges]
     with ExitStack() as names_in_sql:
@@ -272,7 +271,7 @@ def load_quarantined(
     """
     where = f"batch {batch} of {stream}"
     rows = rows.select(_staged_names(columns))
-    lift_memory_limit(con, max(_bytes_per_row(rows), largest_records(con)))
+    have_room_for_records(con, _bytes_per_row(rows))
     with registered(con, _STAGED, rows):
         writing = _Writing(con, stream, batch, quote_table(table), rows, columns, any_bad=False)
         predicates = removals_of(con, stream, batch)

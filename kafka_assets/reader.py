@@ -145,8 +145,5 @@ def connect(config: str | os.PathLike[str] | Config | None = None) -> Reader:
     from kafka_assets.config import Config, load_config  # noqa: PLC0415  not needed by those who bring their own
 
     found = config if isinstance(config, Config) else load_config(config)
-    place = found.warehouse
     # A query may be over anything, and its result is in memory besides.
-    return Reader(
-        Warehouse(place.path, lock_timeout=place.lock_timeout, staging=place.staging, memory_limit=None)
-    )
+    return Reader(Warehouse.of(found.warehouse, memory_limit=None))

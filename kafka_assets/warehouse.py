@@ -49,6 +49,8 @@ CATALOG = "_kafka_assets_file"
 STORAGE_VERSION = "v1.5.0"
 """Of new files: what DuckDB 2.0 writes by default cannot be read by 1.5."""
 
+MEMORY_LIMIT = "1GB"
+
 ALLOW_NETWORK_FS = "KAFKA_ASSETS_ALLOW_NETWORK_FS"
 
 _NETWORK_FILE_SYSTEMS = frozenset(
@@ -128,7 +130,7 @@ class Warehouse:
     """
 
     def __init__(
-        self, path: Path, *, lock_timeout: float, staging: Path, memory_limit: str | None = "1GB"
+        self, path: Path, *, lock_timeout: float, staging: Path, memory_limit: str | None = MEMORY_LIMIT
     ) -> None:
         self.path = Path(os.path.realpath(path))
         self.lock_timeout = lock_timeout
@@ -137,9 +139,11 @@ class Warehouse:
         self._standing = _standings.setdefault(self.path, _Standing())
 
     @classmethod
-    def of(cls, config: WarehouseConfig) -> Warehouse:
+    def of(cls, config: WarehouseConfig, *, memory_limit: str | None = MEMORY_LIMIT) -> Warehouse:
         """Return the warehouse of a streams file."""
-        return cls(config.path, lock_timeout=config.lock_timeout, staging=config.staging)
+        return cls(
+            config.path, lock_timeout=config.lock_timeout, staging=config.staging, memory_limit=memory_limit
+        )
 
     def __repr__(self) -> str:
         return f"Warehouse({str(self.path)!r})"

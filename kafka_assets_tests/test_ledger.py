@@ -386,9 +386,9 @@ def test_rows_keep_their_order_over_row_groups(warehouse, count, threads):
     """Batches of whole row groups are written by two threads, others by one, in the order they were fetched in."""
     both = [planned("orders", partition, 0, count) for partition in (0, 1)]
     (key,) = record(warehouse, plan_of({}, both), version=0)
-    with warehouse.writing() as con:
-        assert support.commit_with(con, key, [staged_of(both)]).rows == 2 * count
-        assert con.execute("SELECT current_setting('threads')").fetchall() == [(threads,)]
+    assert commit(warehouse, key, [staged_of(both)]).rows == 2 * count
+    connection = warehouse._standing.connection
+    assert connection.execute("SELECT current_setting('threads')").fetchall() == [(threads,)]
     assert query(
         warehouse,
         "SELECT count(*), count(DISTINCT place - wanted), min(place - wanted) FROM (SELECT rowid AS place,"

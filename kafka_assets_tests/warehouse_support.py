@@ -191,34 +191,21 @@ def commit(
     scope: ReplayScope = WHOLE,
 ) -> BatchRow:
     with warehouse.writing() as con:
-        return commit_with(con, batch, slices, generation=generation, run=run, now=now, scope=scope)
-
-
-def commit_with(
-    con: duckdb.DuckDBPyConnection,
-    batch: str,
-    slices: Sequence[tuple[StagedSlice, pa.Table]],
-    *,
-    generation: int = 0,
-    run: str = "run-1",
-    now: datetime = NOW,
-    scope: ReplayScope = WHOLE,
-) -> BatchRow:
-    return commits.commit_batch(
-        con,
-        STREAM,
-        batch,
-        expected_generation=generation,
-        staged=[staged for staged, _ in slices],  # type: ignore[misc]  # stand-ins with what is read of them
-        data=[table for _, table in slices],
-        bad=[staged.bad for staged, _ in slices],
-        table=TABLE,
-        columns=RAW,
-        run_id=run,
-        fingerprint="raw/1",
-        now=now,
-        scope=scope,
-    )
+        return commits.commit_batch(
+            con,
+            STREAM,
+            batch,
+            expected_generation=generation,
+            staged=[staged for staged, _ in slices],  # type: ignore[misc]  # stand-ins with what is read of them
+            data=[table for _, table in slices],
+            bad=[staged.bad for staged, _ in slices],
+            table=TABLE,
+            columns=RAW,
+            run_id=run,
+            fingerprint="raw/1",
+            now=now,
+            scope=scope,
+        )
 
 
 def state_of(warehouse: Warehouse) -> ledger.StreamState:

@@ -14,12 +14,18 @@ from kafka_assets.coverage import PROBLEMS_NAMED
 from kafka_assets.fetch import RangeReader
 from kafka_assets.formats import get_format
 from kafka_assets.formats.bad import decode
-from kafka_assets.ledger import METADATA_COLUMNS, count_quarantined, has_ledger, read_stream
+from kafka_assets.ledger import (
+    METADATA_COLUMNS,
+    count_quarantined,
+    has_ledger,
+    have_room_for_records,
+    read_stream,
+)
 from kafka_assets.offsets import OffsetRange, PlannedRange, TopicPartition
 from kafka_assets.records import BAD_SCHEMA, RAW_SCHEMA, place
 from kafka_assets.removals import of_metadata, removed_condition
 from kafka_assets.statements import quote, quote_table, registered
-from kafka_assets.warehouse import lift_memory_limit, literal
+from kafka_assets.warehouse import literal
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -94,7 +100,7 @@ def verify_deep(
             if len(problems) < PROBLEMS_NAMED:
                 with warehouse.reading() as con:
                     if con is not None:
-                        lift_memory_limit(con, raw.nbytes / max(1, raw.num_rows))
+                        have_room_for_records(con)
                         problems += _compare(con, stream.name, fmt, raw, spans, reachable)
             progress.advance(_advanced(reached, spans))
     return DeepVerification(tuple(problems[:PROBLEMS_NAMED]), records, offsets, gone)

@@ -20,14 +20,13 @@ from kafka_assets.ledger import (
     check_table,
     ensure_schema,
     has_ledger,
-    largest_records,
+    have_room_for_records,
     move_classes,
 )
 from kafka_assets.offsets import OffsetRange
 from kafka_assets.planner import utc_now
 from kafka_assets.removals import of_metadata, removed_condition
 from kafka_assets.statements import changed, quote, quote_table
-from kafka_assets.warehouse import lift_memory_limit
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -107,7 +106,7 @@ class _Expiry:
         types = {**METADATA_COLUMNS, **{column.name: column.type for column in columns}}
         if found:
             check_table(con, name, columns)
-            lift_memory_limit(con, largest_records(con))
+            have_room_for_records(con)
         check_predicate(con, predicate, types)
 
     def counted(self) -> tuple[Expired, ...]:
