@@ -36,6 +36,7 @@ from kafka_assets.errors import (
 from kafka_assets.fetch import RAW_SCHEMA, FetchCancelledError, RangeReader, read_ranges
 from kafka_assets.log import KafkaLog
 from kafka_assets.offsets import OffsetRange, PlannedRange, TopicPartition
+from kafka_assets_tests.faults.brokers import settle
 from kafka_assets_tests.support.kafka import (
     Record,
     delete_records,
@@ -574,6 +575,8 @@ def test_a_broker_that_comes_back_ends_no_fetch_and_one_that_does_not_stalls_it(
         bootstrap = kafka.bootstrap_servers
         create_topic(bootstrap, "orders")
         produce_transaction(bootstrap, "orders", values(10), "commit", 0)
+        # A broker killed before it wrote the marker may take longer to write it than a fetch waits.
+        settle(bootstrap, "orders")
         outages = iter([lambda: kafka.kill_node(1), lambda: kafka.start_node(1)])
         asked = 0
 
