@@ -7,7 +7,7 @@ ARGS ?=
 WORKERS ?= -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help dev demo test check storm bench bench-receiver bench-live bench-readers bench-scale clean
+.PHONY: help dev demo test check storm bench bench-receiver bench-live bench-readers bench-scale bench-sizes clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -44,6 +44,9 @@ bench-readers: $(INSTALLED) ## how long a dashboard waits while batches are comm
 
 bench-scale: $(INSTALLED) ## commits, plans and proofs with 100 million rows behind them
 	$(BIN)/python -m benchmarks.scale $(ARGS)
+
+bench-sizes: $(INSTALLED) ## speed and memory of `ingest` with records from 1 KB to 10 MB
+	$(BIN)/python -m benchmarks.sizes $(ARGS)
 
 clean: ## remove the environment, the demo and caches; data/ and .dagster/ stay
 	rm -rf $(VENV) .demo dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

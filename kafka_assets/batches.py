@@ -24,6 +24,7 @@ from kafka_assets.errors import (
 from kafka_assets.fetch import RangeReader
 from kafka_assets.formats import get_format
 from kafka_assets.planner import utc_now
+from kafka_assets.records import bytes_per_record
 from kafka_assets.scope import WHOLE
 from kafka_assets.slicing import slice_ranges
 from kafka_assets.staging import StagedDamagedError, discard, in_file, is_kept, open_staged, stage
@@ -366,7 +367,8 @@ def _commit_once(
 ) -> BatchRow:
     fmt = get_format(stream.format)
     try:
-        with warehouse.writing(timeout) as connection:
+        size = bytes_per_record(*tables, *bad)
+        with warehouse.writing(timeout, bytes_per_record=size) as connection:
             read = [piece.evidence for one in staged for piece in one.ranges if piece.evidence.records]
             doubtful = [evidence.planned for evidence in read if not evidence.identified]
             if not generation and doubtful:

@@ -19,18 +19,19 @@ from kafka_assets.ledger import (
     ClassMove,
     check_table,
     ensure_schema,
-    have_room_for_records,
     loss_row,
     move_classes,
     read_batch,
 )
+from kafka_assets.merging import merge_row_groups
 from kafka_assets.offsets import OffsetRange, TopicPartition, first_flaw, merge
 from kafka_assets.planning import Loss
-from kafka_assets.records import ROW_GROUP_ROWS
+from kafka_assets.records import ROW_GROUP_ROWS, bytes_per_record
 from kafka_assets.removals import of_metadata, removals_of, removed_condition
 from kafka_assets.scope import WHOLE
 from kafka_assets.staging import let_go_of_pages
 from kafka_assets.statements import changed, insert, quote, quote_table, registered
+from kafka_assets.warehouse import prepare_for_records
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -188,7 +189,7 @@ def commit_batch(
             " Nothing was written."
         )
     set_aside = _together(found, bad, _BAD_NAMES)
-    have_room_for_records(con, _bytes_per_row(incoming, set_aside))
+    merge_row_groups(con, stream, batch, quote_table(table))
     _check_sum(found, (incoming, set_aside), settled)
     places = [one.range.topic_partition for one in ranges]
     with ExitStack() as names_in_sql:
@@ -271,7 +272,7 @@ def load_quarantined(
     """
     where = f"batch {batch} of {stream}"
     rows = rows.select(_staged_names(columns))
-    have_room_for_records(con, _bytes_per_row(rows))
+    prepare_for_records(con, bytes_per_record(rows))
     with registered(con, _STAGED, rows):
         writing = _Writing(con, stream, batch, quote_table(table), rows, columns, any_bad=False)
         predicates = removals_of(con, stream, batch)
@@ -657,10 +658,6 @@ def _together(batch: BatchRow, data: Sequence[pa.Table], names: Sequence[str]) -
     if not filled:
         return pa.table({name: pa.nulls(0) for name in names})
     return pa.concat_tables([part.select(list(names)) for part in filled])
-
-
-def _bytes_per_row(*tables: pa.Table) -> float:
-    return float(sum(one.nbytes for one in tables) / max(1, sum(one.num_rows for one in tables)))
 
 
 def _check_sum(

@@ -29,7 +29,6 @@ from kafka_assets.errors import (
 from kafka_assets.offsets import OffsetRange, PlannedRange, TopicPartition, first_flaw
 from kafka_assets.planning import Loss, Position
 from kafka_assets.statements import changed, insert, quote, quote_table
-from kafka_assets.warehouse import lift_memory_limit
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -298,15 +297,6 @@ def ensure_schema(con: duckdb.DuckDBPyConnection) -> None:
         "INSERT INTO kafka_assets_ledger.meta VALUES ($version, $ledger)",
         {"version": sql.SCHEMA_VERSION, "ledger": str(uuid.uuid4())},
     ).fetchall()
-
-
-def have_room_for_records(con: duckdb.DuckDBPyConnection, bytes_per_record: float = 0.0) -> None:
-    """Lift DuckDB's limit of memory where records are large: those of a size to be added, or any that are there.
-
-    Of any stream, as all share the quarantine.
-    """
-    ((largest,),) = con.execute(sql.LARGEST_RECORDS).fetchall()
-    lift_memory_limit(con, max(bytes_per_record, float(largest)))
 
 
 def read_stream(con: duckdb.DuckDBPyConnection | None, stream: str, *, paced: bool = False) -> StreamState:

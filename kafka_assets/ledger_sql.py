@@ -316,6 +316,43 @@ FROM kafka_assets_ledger.offset_ranges
 WHERE loaded + filtered + quarantined + removed > 0
 """
 
+COUNT_COMMITS = """
+SELECT coalesce(sum(generation), 0) FROM kafka_assets_ledger.batches WHERE stream = $stream
+"""
+
+LATEST_COMMITS = """
+WITH latest AS (
+    SELECT batch, committed_at
+    FROM kafka_assets_ledger.batches
+    WHERE stream = $stream AND committed_at IS NOT NULL AND batch <> $batch
+    ORDER BY committed_at DESC, batch DESC
+    LIMIT $count
+),
+sized AS (
+    SELECT batch, committed_at, sum(bytes) AS bytes
+    FROM kafka_assets_ledger.offset_ranges
+    JOIN latest USING (batch)
+    WHERE stream = $stream
+    GROUP BY ALL
+)
+SELECT batch, (sum(bytes) OVER (ORDER BY committed_at DESC, batch DESC))::BIGINT
+FROM sized
+ORDER BY committed_at DESC, batch DESC
+"""
+
+KEEP_BATCHES = """
+CREATE TEMP TABLE _kafka_assets_merged AS
+SELECT * FROM {table} WHERE {batch} IN (SELECT unnest($batches)) AND {those}
+"""
+
+DELETE_BATCHES = """
+DELETE FROM {table} WHERE {batch} IN (SELECT unnest($batches)) AND {those}
+"""
+
+INSERT_KEPT = """
+INSERT INTO {table} FROM temp._kafka_assets_merged
+"""
+
 READ_COMPLETED = """
 WITH recent AS (
     SELECT stream, batch, greatest(planned_at, launched_at) AS ready_at, committed_at

@@ -14,7 +14,7 @@ from kafka_assets.config import Assignment, TopicPattern
 from kafka_assets.errors import ConfigInvalidError, KafkaAssetsError, LogTruncatedError, TableTakenError
 from kafka_assets.formats import get_format
 from kafka_assets.offsets import OffsetRange, is_other_topic
-from kafka_assets.records import ROW_GROUP_ROWS
+from kafka_assets.records import HUGE_RECORD_BYTES, ROW_GROUP_ROWS
 from kafka_assets.starting import resolve_starts, timestamps_to_find
 
 if TYPE_CHECKING:
@@ -33,7 +33,6 @@ UNKNOWN_RECORD_BYTES = 1024
 FEW_OFFSETS = 20
 """So many records make no batch too large, whatever their size."""
 
-HUGE_RECORD_BYTES = 128 * 1024
 HUGE_BATCH_BYTES = 96 * 1024**2
 """DuckDB has the values of 2,048 rows in memory at once: of huge ones those of a whole batch, up to four times."""
 

@@ -43,6 +43,12 @@ BAD_SCHEMA = pa.schema([*RAW_SCHEMA, ("stage", pa.string()), ("error", pa.string
 ROW_GROUP_ROWS = 122_880
 """DuckDB's row group: inserts from batches of exactly this many rows cost half as much as from others."""
 
+LARGE_RECORD_BYTES = 2048
+"""From here on a batch of 256 MiB fills no row group."""
+
+HUGE_RECORD_BYTES = 128 * 1024
+"""From here on 2,048 records, which DuckDB has in memory at once, are more than a batch should be."""
+
 BATCH_BYTES = 32 * 1024**2
 """A batch is cut when its keys, values and headers reach this, however few rows it then has."""
 
@@ -211,6 +217,11 @@ class RecordBuffer:
             where = place(self._names[topics[row]], int(partitions[row]), int(offsets[row]))
             raise bad_record(where, error) from None
         self._errors[self.rows + row] = error
+
+
+def bytes_per_record(*tables: pa.Table) -> float:
+    """Return the mean size of the rows of some tables, in bytes; 0 where there are none."""
+    return float(sum(one.nbytes for one in tables) / max(1, sum(one.num_rows for one in tables)))
 
 
 def place(topic: str, partition: int, offset: int) -> str:

@@ -34,7 +34,9 @@ from typing import TYPE_CHECKING
 
 import duckdb
 
+from kafka_assets import ledger_sql as sql
 from kafka_assets.errors import DiskFullError, KafkaAssetsError, WarehouseInvalidError, WarehouseLockedError
+from kafka_assets.records import HUGE_RECORD_BYTES, LARGE_RECORD_BYTES, ROW_GROUP_ROWS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -59,8 +61,8 @@ _NETWORK_FILE_SYSTEMS = frozenset(
 _FIRST_PAUSE = 0.001
 _LONGEST_PAUSE = 0.025
 _FOREIGN_PAUSE = 0.1
-_LARGE_ROW = 256 * 1024
-"""Bytes from which on 2,048 rows are more than half of the limit of memory."""
+_VECTOR_ROWS = 2048
+_ROW_GROUP_BYTES = 32 * 1024**2
 _MUCH_LOG = 128 * 1024**2
 _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
@@ -125,8 +127,7 @@ class Warehouse:
         path: The file; need not exist. Symbolic links are followed.
         lock_timeout: Seconds to wait for the file where a call names no timeout.
         staging: Directory beside which DuckDB may spill to disk.
-        memory_limit: DuckDB's, until `lift_memory_limit` lifts it for as long as the file is held; None for what it
-            takes by default.
+        memory_limit: DuckDB's, where no record is huge; None for what it takes by default.
     """
 
     def __init__(
@@ -169,10 +170,16 @@ class Warehouse:
             yield connection
 
     @contextmanager
-    def writing(self, timeout: float | None = None) -> Iterator[duckdb.DuckDBPyConnection]:
+    def writing(
+        self, timeout: float | None = None, *, bytes_per_record: float = 0.0
+    ) -> Iterator[duckdb.DuckDBPyConnection]:
         """Hold the file alone, inside one transaction: committed at the end, rolled back on any error.
 
         The file and the folders above it are created if missing. Results must be fetched to their end.
+
+        Args:
+            timeout: Seconds to wait for the file.
+            bytes_per_record: On the mean, of those that are to be written.
 
         Raises:
             WarehouseLockedError: Others held the file for longer than the timeout (seconds).
@@ -184,7 +191,8 @@ class Warehouse:
         with self._held(fcntl.LOCK_EX, timeout) as deadline:
             if not self._exists():
                 self._create()
-            with self._attached(deadline, "READ_WRITE") as connection, self._transaction(connection):
+            attached = self._attached(deadline, "READ_WRITE", bytes_per_record)
+            with attached as connection, self._transaction(connection):
                 yield connection
 
     def _exists(self) -> bool:
@@ -332,12 +340,19 @@ class Warehouse:
             os.close(folder)
 
     @contextmanager
-    def _attached(self, deadline: float, access: str) -> Iterator[duckdb.DuckDBPyConnection]:
-        connection = self._attach(deadline, access)
+    def _attached(
+        self, deadline: float, access: str, bytes_per_record: float = 0.0
+    ) -> Iterator[duckdb.DuckDBPyConnection]:
+        connection = self._attach(deadline, f"{access}, ROW_GROUP_SIZE {_row_group_rows(bytes_per_record)}")
         try:
             # One thread has one row group in memory; a commit of small ones asks for two.
             connection.execute("SET threads = 1" if access == "READ_WRITE" else "RESET threads")
             connection.execute(f"USE {CATALOG}")
+            # A file without a ledger, or with an older one.
+            with suppress(duckdb.CatalogException, duckdb.BinderException):
+                ((largest,),) = connection.execute(sql.LARGEST_RECORDS).fetchall()
+                prepare_for_records(connection, largest)
+            prepare_for_records(connection, bytes_per_record)
             yield connection
         except BaseException as error:
             if isinstance(error, duckdb.FatalException):
@@ -358,7 +373,7 @@ class Warehouse:
                 _translated(error) or error
             )
 
-    def _attach(self, deadline: float, access: str) -> duckdb.DuckDBPyConnection:
+    def _attach(self, deadline: float, options: str) -> duckdb.DuckDBPyConnection:
         if _is_open_here(self.path):
             raise self._open_in_this_process()
         began = time.monotonic()
@@ -366,7 +381,7 @@ class Warehouse:
             connection = self._connection()
             try:
                 self._limit_memory(connection)
-                connection.execute(f"ATTACH {literal(str(self.path))} AS {CATALOG} (TYPE duckdb, {access})")
+                connection.execute(f"ATTACH {literal(str(self.path))} AS {CATALOG} (TYPE duckdb, {options})")
             except duckdb.Error as error:
                 if isinstance(error, duckdb.FatalException):
                     self._standing.drop()
@@ -393,6 +408,7 @@ class Warehouse:
             if Path(f"{self.path}.wal").stat().st_size > _MUCH_LOG:
                 limit = None
         connection.execute("RESET memory_limit" if limit is None else f"SET memory_limit = {literal(limit)}")
+        connection.execute("RESET GLOBAL max_vacuum_tasks")
 
     def _open_in_this_process(self) -> WarehouseLockedError:
         return WarehouseLockedError(
@@ -462,18 +478,35 @@ class Warehouse:
         )
 
 
-def lift_memory_limit(connection: duckdb.DuckDBPyConnection, bytes_per_row: float) -> None:
-    """Let DuckDB take what it takes by default, until the file is let go, where records are large.
+def prepare_for_records(connection: duckdb.DuckDBPyConnection, bytes_per_record: float) -> None:
+    """Make DuckDB fit for large records, until the file is let go; any smaller ones change nothing.
 
-    It has the values of 2,048 neighbouring rows in memory at once, those that are written and those before them: of
-    records of 1 MB that is 2 GB. Under a limit below that a table could be neither added to nor read.
+    At a checkpoint it merges row groups by how many rows they have: large records would make a row group of
+    gigabytes, written again by one commit after the other. So row groups stay apart, and `merging` merges them by their
+    bytes. It has the values of 2,048 neighbouring rows of a row group in memory at once: where records are huge, it may
+    take the memory that it takes by default, as a batch may be larger than it was planned to be.
 
     Args:
         connection: Given by `Warehouse.reading()` or `Warehouse.writing()`.
-        bytes_per_row: On the mean, of what is written or read, and of what may lie beside it.
+        bytes_per_record: On the mean.
     """
-    if bytes_per_row >= _LARGE_ROW:
+    if bytes_per_record >= LARGE_RECORD_BYTES:
+        connection.execute("SET GLOBAL max_vacuum_tasks = 0")
+    if bytes_per_record >= HUGE_RECORD_BYTES:
         connection.execute("RESET memory_limit")
+
+
+def are_row_groups_apart(connection: duckdb.DuckDBPyConnection) -> bool:
+    """Tell whether DuckDB is kept from merging row groups."""
+    ((tasks,),) = connection.execute("SELECT current_setting('max_vacuum_tasks')").fetchall()
+    return int(tasks) == 0
+
+
+def _row_group_rows(bytes_per_record: float) -> int:
+    """Return of how many records a row group is to be: where it has less, DuckDB writes the rows to its log first."""
+    if bytes_per_record < LARGE_RECORD_BYTES:
+        return ROW_GROUP_ROWS
+    return max(int(_ROW_GROUP_BYTES / bytes_per_record) // _VECTOR_ROWS, 1) * _VECTOR_ROWS
 
 
 def literal(text: str) -> str:

@@ -13,8 +13,11 @@ from kafka_assets_tests import warehouse_support as support
 spawn = multiprocessing.get_context("spawn")
 
 
-@pytest.mark.parametrize("size", [40, 20_000])
-def test_a_killed_writer_leaves_rows_and_ledger_in_agreement(tmp_path, size):
+@pytest.mark.parametrize(
+    ("size", "value_bytes"),
+    [pytest.param(40, 0, id="few"), pytest.param(20_000, 0, id="many"), pytest.param(40, 4096, id="large")],
+)
+def test_a_killed_writer_leaves_rows_and_ledger_in_agreement(tmp_path, size, value_bytes):
     """A process that plans, commits and replays is killed at random moments; each time all of it holds.
 
     A fifth of the records is bad: they are in quarantine when the others are in the table, or neither is.
@@ -24,7 +27,9 @@ def test_a_killed_writer_leaves_rows_and_ledger_in_agreement(tmp_path, size):
     planned, committed = set(), set()
     for _ in range(6):
         ours, theirs = spawn.Pipe()
-        process = spawn.Process(target=support.plan_and_commit_for_ever, args=(tmp_path, size, theirs))
+        process = spawn.Process(
+            target=support.plan_and_commit_for_ever, args=(tmp_path, size, value_bytes, theirs)
+        )
         process.start()
         theirs.close()
         for _ in range(choice.randrange(1, 7)):

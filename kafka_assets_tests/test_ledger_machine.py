@@ -6,13 +6,14 @@ import shutil
 import tempfile
 from datetime import timedelta
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from kafka_assets import coverage
+from kafka_assets import coverage, merging, warehouse
 from kafka_assets.commits import GenerationMovedError
 from kafka_assets.errors import RangeUnavailableError
 from kafka_assets.ledger import PlanConflictError
@@ -124,8 +125,32 @@ class LedgerMachine(RuleBasedStateMachine):
         assert dict(found) == {key: rows for key, rows in self.rows.items() if rows}
 
 
+class MergingMachine(LedgerMachine):
+    """As if all records were large: DuckDB merges no row groups, and every second commit does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = [
+            mock.patch.object(warehouse, "LARGE_RECORD_BYTES", 1),
+            mock.patch.object(merging, "FANOUT", 2),
+        ]
+        for patch in self.patches:
+            patch.start()
+
+    def teardown(self) -> None:
+        for patch in self.patches:
+            patch.stop()
+        super().teardown()
+
+
 TestLedger = LedgerMachine.TestCase
 TestLedger.__doc__ = "Any order of plans, commits and replays keeps rows and ledger in agreement."
-TestLedger.settings = settings(
-    max_examples=8, stateful_step_count=12, deadline=None, suppress_health_check=list(HealthCheck)
-)
+TestMerging = MergingMachine.TestCase
+TestMerging.__doc__ = "So it does where rows are written again to merge them."
+for test, examples in ((TestLedger, 8), (TestMerging, 4)):
+    test.settings = settings(
+        max_examples=examples,
+        stateful_step_count=12,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+    )

@@ -96,7 +96,7 @@ def _commit_small_ones(folder: Path, key: str, part: list[PlannedRange]) -> None
 
 
 def test_small_records_follow_large_ones(tmp_path: Path) -> None:
-    """A process that has only small records to add stands the large ones before them, which it writes again."""
+    """A process that has only small records to add stands the large ones before them."""
     warehouse = _limited(tmp_path)
     parts = [
         [PlannedRange(OffsetRange("orders", 0, low, low + 40), 0, "id-0", 3)] for low in range(0, 240, 40)

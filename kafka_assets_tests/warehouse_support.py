@@ -13,13 +13,14 @@ import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from kafka_assets import commits, ledger
+from kafka_assets import commits, ledger, merging
 from kafka_assets.config.values import TableName
 from kafka_assets.digest import DIGEST_FUNCTION, digest_expression
 from kafka_assets.evidence import RangeEvidence
 from kafka_assets.formats import Column
 from kafka_assets.offsets import OffsetRange, PlannedRange, TopicPartition
 from kafka_assets.planning import Loss, Plan, Position
+from kafka_assets.records import bytes_per_record
 from kafka_assets.scope import WHOLE
 from kafka_assets.staged import StagedRange
 from kafka_assets.warehouse import Warehouse
@@ -190,14 +191,15 @@ def commit(
     now: datetime = NOW,
     scope: ReplayScope = WHOLE,
 ) -> BatchRow:
-    with warehouse.writing() as con:
+    data = [table for _, table in slices]
+    with warehouse.writing(bytes_per_record=bytes_per_record(*data)) as con:
         return commits.commit_batch(
             con,
             STREAM,
             batch,
             expected_generation=generation,
             staged=[staged for staged, _ in slices],  # type: ignore[misc]  # stand-ins with what is read of them
-            data=[table for _, table in slices],
+            data=data,
             bad=[staged.bad for staged, _ in slices],
             table=TABLE,
             columns=RAW,
@@ -255,21 +257,23 @@ def create_over_and_over(folder: Path, pipe: Connection) -> None:
         number += 1
 
 
-def plan_and_commit_for_ever(folder: Path, size: int, pipe: Connection) -> None:
+def plan_and_commit_for_ever(folder: Path, size: int, value_bytes: int, pipe: Connection) -> None:
     """Child: plan and commit batches, and replay some, saying after each what is certainly in the file.
 
-    Every fifth record is bad.
+    Every fifth record is bad. Large ones are merged with every second commit.
     """
+    merging.FANOUT = 2
+    value = None if value_bytes == 0 else lambda offset: b"%d" % offset * (value_bytes // len(str(offset)))
     warehouse = warehouse_at(folder)
     bad_ones = range(3, 1 << 40, 5)
     while True:
         state = state_of(warehouse)
         for batch in state.open_batches:
-            commit(warehouse, batch.batch, [staged_of(batch.ranges, missing={7}, bad=bad_ones)])
+            commit(warehouse, batch.batch, [staged_of(batch.ranges, missing={7}, bad=bad_ones, value=value)])
             pipe.send(("committed", batch.batch))
         if len(state.recently_committed) % 3 == 2:
             last = state.recently_committed[0]
-            staged = staged_of(last.ranges, missing={7}, bad=bad_ones)
+            staged = staged_of(last.ranges, missing={7}, bad=bad_ones, value=value)
             commit(warehouse, last.batch, [staged], generation=last.generation)
             pipe.send(("replayed", last.batch))
         ranges = []

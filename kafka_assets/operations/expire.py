@@ -20,7 +20,6 @@ from kafka_assets.ledger import (
     check_table,
     ensure_schema,
     has_ledger,
-    have_room_for_records,
     move_classes,
 )
 from kafka_assets.offsets import OffsetRange
@@ -106,7 +105,6 @@ class _Expiry:
         types = {**METADATA_COLUMNS, **{column.name: column.type for column in columns}}
         if found:
             check_table(con, name, columns)
-            have_room_for_records(con)
         check_predicate(con, predicate, types)
 
     def counted(self) -> tuple[Expired, ...]:
