@@ -17,7 +17,7 @@ from benchmarks.environments import say
 from benchmarks.folders import environment, scratch
 from benchmarks.measure import measure
 from kafka_assets.dev.broker import LocalKafka
-from kafka_assets.dev.topics import create_topic
+from kafka_assets.dev.topics import create_topic, quiet
 
 WORK = Path(__file__).parent / ".work" / "sizes"
 COMMAND = Path(sys.executable).with_name("kafka-assets")
@@ -72,14 +72,13 @@ def _line(bootstrap: str, size: int, count: int) -> str:
 def _fill(bootstrap: str, topic: str, size: int, count: int) -> None:
     create_topic(bootstrap, topic, PARTITIONS, config={"max.message.bytes": str(_LARGEST)})
     noise = random.Random(7).randbytes(2 * size)  # noqa: S311  filler, the same in every run
-    producer = Producer(
-        {
-            "bootstrap.servers": bootstrap,
-            "message.max.bytes": _LARGEST,
-            "queue.buffering.max.kbytes": 200_000,
-            "linger.ms": 50,
-        }
-    )
+    config = {
+        "bootstrap.servers": bootstrap,
+        "message.max.bytes": _LARGEST,
+        "queue.buffering.max.kbytes": 200_000,
+        "linger.ms": 50,
+    }
+    producer = Producer(config, logger=quiet)
     for number in range(count):
         start = number * 7919 % size
         while True:
