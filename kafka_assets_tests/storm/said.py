@@ -81,8 +81,10 @@ def _count(cut: _Cut) -> None:
     attached = Warehouse._attached
 
     @contextmanager
-    def counted(self: Warehouse, deadline: float, access: str) -> Iterator[Any]:
-        with attached(self, deadline, access) as connection:
+    def counted(
+        self: Warehouse, deadline: float, access: str, bytes_per_record: float = 0.0
+    ) -> Iterator[Any]:
+        with attached(self, deadline, access, bytes_per_record) as connection:
             yield _Counted(connection, cut) if access == "READ_WRITE" else connection
             if access == "READ_WRITE":
                 cut("the file is let go")
