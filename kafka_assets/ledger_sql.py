@@ -340,17 +340,32 @@ FROM sized
 ORDER BY committed_at DESC, batch DESC
 """
 
-KEEP_BATCHES = """
-CREATE TEMP TABLE _kafka_assets_merged AS
-SELECT * FROM {table} WHERE {batch} IN (SELECT unnest($batches)) AND {those}
+OF_LATEST_IN_LEDGER = """
+stream = $stream AND batch IN (SELECT unnest($batches))
 """
 
-DELETE_BATCHES = """
-DELETE FROM {table} WHERE {batch} IN (SELECT unnest($batches)) AND {those}
+OF_LATEST_QUARANTINED = """
+stream = $stream AND _kafka_batch IN (SELECT unnest($batches))
+"""
+
+OF_LATEST_ROWS = """
+_kafka_batch IN (SELECT unnest($batches))
+"""
+
+KEEP_LATEST = """
+CREATE TEMP TABLE _kafka_assets_kept AS SELECT * FROM {table} WHERE {those}
+"""
+
+DELETE_LATEST = """
+DELETE FROM {table} WHERE {those}
 """
 
 INSERT_KEPT = """
-INSERT INTO {table} FROM temp._kafka_assets_merged
+INSERT INTO {table} FROM temp._kafka_assets_kept
+"""
+
+DROP_KEPT = """
+DROP TABLE temp._kafka_assets_kept
 """
 
 READ_COMPLETED = """

@@ -1,6 +1,6 @@
 """Row groups merged by their bytes, where DuckDB, which merges them by their rows, is kept from it.
 
-In a warehouse with huge records each plan and each commit adds a row group to the tables it writes to. As in a
+In a warehouse with large records each plan and each commit adds a row group to the tables it writes to. As in a
 log-structured merge tree the rows of the latest 8 commits are written again together after each 8th, those of the
 latest 64 after each 64th, and so on, as far as that is worth its bytes: so a row is written again seldom, and row
 groups are few.
@@ -17,13 +17,11 @@ from kafka_assets.statements import changed
 from kafka_assets.warehouse import are_row_groups_apart
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     import duckdb
 
 FANOUT = 8
 MOST_BYTES = 64 * 1024**2
-"""Of records that are written again together: as much as makes reading them one row group cheap."""
+"""Of records that are written again together, in memory."""
 
 
 def merge_row_groups(con: duckdb.DuckDBPyConnection, stream: str, batch: str, table: str) -> None:
@@ -48,13 +46,15 @@ def merge_row_groups(con: duckdb.DuckDBPyConnection, stream: str, batch: str, ta
     latest = con.execute(sql.LATEST_COMMITS, named).fetchall()
     keys = [key for key, _ in latest]
     for ledger in ("kafka_assets_ledger.batches", "kafka_assets_ledger.offset_ranges"):
-        _write_again(con, stream, ledger, "batch", keys)
+        _write_again(con, ledger, sql.OF_LATEST_IN_LEDGER, stream=stream, batches=keys)
     light = len(list(takewhile(lambda one: one[1] <= MOST_BYTES, latest)))
     while count > light:
         count //= FANOUT
     if count >= FANOUT:
-        _write_again(con, stream, "kafka_assets_ledger.quarantine", "_kafka_batch", keys[:count])
-        _write_again(con, None, table, "_kafka_batch", keys[:count])
+        del keys[count:]
+        quarantine = "kafka_assets_ledger.quarantine"
+        _write_again(con, quarantine, sql.OF_LATEST_QUARANTINED, stream=stream, batches=keys)
+        _write_again(con, table, sql.OF_LATEST_ROWS, batches=keys)
 
 
 def _power_in(commits: int) -> int:
@@ -65,19 +65,11 @@ def _power_in(commits: int) -> int:
     return power
 
 
-def _write_again(
-    con: duckdb.DuckDBPyConnection, stream: str | None, table: str, column: str, keys: Sequence[str]
-) -> None:
-    """Write rows of a table again; `stream` where they are not all of one stream."""
-    named: dict[str, object] = {"batches": list(keys)}
-    those = "true"
-    if stream is not None:
-        named["stream"] = stream
-        those = "stream = $stream"
-    kept = changed(con, sql.KEEP_BATCHES.format(table=table, batch=column, those=those), **named)
-    deleted = changed(con, sql.DELETE_BATCHES.format(table=table, batch=column, those=those), **named)
+def _write_again(con: duckdb.DuckDBPyConnection, table: str, those: str, **named: object) -> None:
+    kept = changed(con, sql.KEEP_LATEST.format(table=table, those=those), **named)
+    deleted = changed(con, sql.DELETE_LATEST.format(table=table, those=those), **named)
     inserted = changed(con, sql.INSERT_KEPT.format(table=table))
-    con.execute("DROP TABLE temp._kafka_assets_merged").fetchall()
+    con.execute(sql.DROP_KEPT).fetchall()
     if not kept == deleted == inserted:
         raise RunFailedError(
             f"{table}: {kept} rows were to be merged, {deleted} deleted and {inserted} written; undone."

@@ -348,11 +348,13 @@ class Warehouse:
             # One thread has one row group in memory; a commit of small ones asks for two.
             connection.execute("SET threads = 1" if access == "READ_WRITE" else "RESET threads")
             connection.execute(f"USE {CATALOG}")
-            # A file without a ledger, or with an older one.
+            largest = bytes_per_record
+            # A file without a ledger, or with an older one, has none.
             with suppress(duckdb.CatalogException, duckdb.BinderException):
-                ((largest,),) = connection.execute(sql.LARGEST_RECORDS).fetchall()
-                prepare_for_records(connection, largest)
-            prepare_for_records(connection, bytes_per_record)
+                ((found,),) = connection.execute(sql.LARGEST_RECORDS).fetchall()
+                largest = max(largest, found)
+            connection.execute("RESET GLOBAL max_vacuum_tasks")
+            prepare_for_records(connection, largest)
             yield connection
         except BaseException as error:
             if isinstance(error, duckdb.FatalException):
@@ -381,6 +383,8 @@ class Warehouse:
             connection = self._connection()
             try:
                 self._limit_memory(connection)
+                # Until it is known how large the records are: attaching may write what is in the log.
+                connection.execute("SET GLOBAL max_vacuum_tasks = 0")
                 connection.execute(f"ATTACH {literal(str(self.path))} AS {CATALOG} (TYPE duckdb, {options})")
             except duckdb.Error as error:
                 if isinstance(error, duckdb.FatalException):
@@ -408,7 +412,6 @@ class Warehouse:
             if Path(f"{self.path}.wal").stat().st_size > _MUCH_LOG:
                 limit = None
         connection.execute("RESET memory_limit" if limit is None else f"SET memory_limit = {literal(limit)}")
-        connection.execute("RESET GLOBAL max_vacuum_tasks")
 
     def _open_in_this_process(self) -> WarehouseLockedError:
         return WarehouseLockedError(
@@ -503,7 +506,10 @@ def are_row_groups_apart(connection: duckdb.DuckDBPyConnection) -> bool:
 
 
 def _row_group_rows(bytes_per_record: float) -> int:
-    """Return of how many records a row group is to be: where it has less, DuckDB writes the rows to its log first."""
+    """Return of how many records a row group is to be.
+
+    A commit that does not fill one goes through DuckDB's log and is written twice.
+    """
     if bytes_per_record < LARGE_RECORD_BYTES:
         return ROW_GROUP_ROWS
     return max(int(_ROW_GROUP_BYTES / bytes_per_record) // _VECTOR_ROWS, 1) * _VECTOR_ROWS
