@@ -147,10 +147,7 @@ TestLedger = LedgerMachine.TestCase
 TestLedger.__doc__ = "Any order of plans, commits and replays keeps rows and ledger in agreement."
 TestMerging = MergingMachine.TestCase
 TestMerging.__doc__ = "So it does where rows are written again to merge them."
-for test, examples in ((TestLedger, 8), (TestMerging, 4)):
-    test.settings = settings(
-        max_examples=examples,
-        stateful_step_count=12,
-        deadline=None,
-        suppress_health_check=list(HealthCheck),
-    )
+TestLedger.settings = settings(
+    max_examples=8, stateful_step_count=12, deadline=None, suppress_health_check=list(HealthCheck)
+)
+TestMerging.settings = settings(TestLedger.settings, max_examples=4)

@@ -30,14 +30,15 @@ def warehouse(tmp_path):
     return warehouse_at(tmp_path)
 
 
-def _commit_next(warehouse, size):
+def _commit_next(warehouse, size, *, bad=()):
     """Plan a batch and commit it, as a stream with few records does each time; return its key."""
     state = state_of(warehouse)
     number = state.plan_version
     part = [planned("orders", 0, number * EACH, (number + 1) * EACH)]
     now = NOW + timedelta(minutes=number)
     (key,) = record(warehouse, plan_of(state.positions, part), version=number, now=now)
-    commit(warehouse, key, [staged_of(part, value=lambda offset: b"%10d" % offset * (size // 10))], now=now)
+    staged = staged_of(part, bad=bad, value=lambda offset: b"%10d" % offset * (size // 10))
+    commit(warehouse, key, [staged], now=now)
     return key
 
 
@@ -95,11 +96,7 @@ def test_heavy_commits_are_not_written_again(warehouse, monkeypatch):
 def test_bad_records_are_merged_too(warehouse):
     """The quarantine is written by each commit like the table; what one commit merges it adds to."""
     for number in range(9):
-        part = [planned("orders", 0, number * EACH, (number + 1) * EACH)]
-        state = state_of(warehouse)
-        now = NOW + timedelta(minutes=number)
-        (key,) = record(warehouse, plan_of(state.positions, part), version=state.plan_version, now=now)
-        commit(warehouse, key, [staged_of(part, bad=range(0, 100, 5), value=lambda _: bytes(LARGE))], now=now)
+        _commit_next(warehouse, LARGE, bad=[number * EACH])
     assert _row_groups(warehouse, "kafka_assets_ledger.quarantine") == 1
     with warehouse.reading() as con:
         assert ledger.count_quarantined(con, STREAM) == 9

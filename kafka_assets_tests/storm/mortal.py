@@ -116,11 +116,11 @@ class MortalWarehouse(Warehouse):
         self._connection().execute(f"PRAGMA {'enable' if yes else 'disable'}_optimizer")
 
     @contextmanager
-    def writing(self, timeout: float | None = None) -> Iterator[Any]:
+    def writing(self, timeout: float | None = None, *, bytes_per_record: float = 0.0) -> Iterator[Any]:
         fate, self.fate = self.fate, Fate()
         if fate.after:
             fate, self.fate = Fate(), replace(fate, after=fate.after - 1)
-        with super().writing(timeout) as connection:
+        with super().writing(timeout, bytes_per_record=bytes_per_record) as connection:
             yield MortalConnection(connection, fate.statements, self._die)
             if fate.committed is False:
                 self._end(fate)
