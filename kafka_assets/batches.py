@@ -24,7 +24,7 @@ from kafka_assets.errors import (
 from kafka_assets.fetch import RangeReader
 from kafka_assets.formats import get_format
 from kafka_assets.planner import utc_now
-from kafka_assets.records import bytes_per_record
+from kafka_assets.records import mean_bytes
 from kafka_assets.scope import WHOLE
 from kafka_assets.slicing import slice_ranges
 from kafka_assets.staging import StagedDamagedError, discard, in_file, is_kept, open_staged, stage
@@ -367,8 +367,7 @@ def _commit_once(
 ) -> BatchRow:
     fmt = get_format(stream.format)
     try:
-        size = bytes_per_record(*tables, *bad)
-        with warehouse.writing(timeout, bytes_per_record=size) as connection:
+        with warehouse.writing(timeout, bytes_per_record=mean_bytes(*tables, *bad)) as connection:
             read = [piece.evidence for one in staged for piece in one.ranges if piece.evidence.records]
             doubtful = [evidence.planned for evidence in read if not evidence.identified]
             if not generation and doubtful:

@@ -26,7 +26,7 @@ from kafka_assets.ledger import (
 from kafka_assets.merging import merge_row_groups
 from kafka_assets.offsets import OffsetRange, TopicPartition, first_flaw, merge
 from kafka_assets.planning import Loss
-from kafka_assets.records import ROW_GROUP_ROWS, bytes_per_record
+from kafka_assets.records import ROW_GROUP_ROWS, mean_bytes
 from kafka_assets.removals import of_metadata, removals_of, removed_condition
 from kafka_assets.scope import WHOLE
 from kafka_assets.staging import let_go_of_pages
@@ -272,7 +272,7 @@ def load_quarantined(
     """
     where = f"batch {batch} of {stream}"
     rows = rows.select(_staged_names(columns))
-    prepare_for_records(con, bytes_per_record(rows))
+    prepare_for_records(con, mean_bytes(rows))
     with registered(con, _STAGED, rows):
         writing = _Writing(con, stream, batch, quote_table(table), rows, columns, any_bad=False)
         predicates = removals_of(con, stream, batch)

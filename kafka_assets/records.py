@@ -219,7 +219,7 @@ class RecordBuffer:
         self._errors[self.rows + row] = error
 
 
-def bytes_per_record(*tables: pa.Table) -> float:
+def mean_bytes(*tables: pa.Table | pa.RecordBatch) -> float:
     """Return the mean size of the rows of some tables, in bytes; 0 where there are none."""
     return float(sum(one.nbytes for one in tables) / max(1, sum(one.num_rows for one in tables)))
 

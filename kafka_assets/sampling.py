@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from kafka_assets.errors import KafkaAssetsError
 from kafka_assets.fetch import RangeReader
 from kafka_assets.offsets import OffsetRange, PlannedRange
+from kafka_assets.records import mean_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -57,4 +58,4 @@ def bytes_per_record(kafka: Mapping[str, str], logs: Iterable[OffsetRange]) -> f
         return None
     if first is None:
         return None
-    return float(sum(first.column(name).nbytes for name in _SIZED) / first.num_rows)
+    return mean_bytes(first.select(_SIZED))

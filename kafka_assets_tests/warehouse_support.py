@@ -20,7 +20,7 @@ from kafka_assets.evidence import RangeEvidence
 from kafka_assets.formats import Column
 from kafka_assets.offsets import OffsetRange, PlannedRange, TopicPartition
 from kafka_assets.planning import Loss, Plan, Position
-from kafka_assets.records import bytes_per_record
+from kafka_assets.records import mean_bytes
 from kafka_assets.scope import WHOLE
 from kafka_assets.staged import StagedRange
 from kafka_assets.warehouse import Warehouse
@@ -192,7 +192,7 @@ def commit(
     scope: ReplayScope = WHOLE,
 ) -> BatchRow:
     data = [table for _, table in slices]
-    with warehouse.writing(bytes_per_record=bytes_per_record(*data)) as con:
+    with warehouse.writing(bytes_per_record=mean_bytes(*data)) as con:
         return commits.commit_batch(
             con,
             STREAM,
