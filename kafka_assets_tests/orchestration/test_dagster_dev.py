@@ -169,17 +169,22 @@ def test_the_whole_stack_ingests_replays_backfills_and_survives_a_kill(topic, pr
 
         for partition in range(2):
             produce(name, values(50, first=150), partition)
-        wait_until(lambda: stack.stats().get("numPartitions") == 4, "a tick that planned", WAIT)
+        wait_until(lambda: stack.stats().get("numPartitions", 0) > 3, "a tick that planned", WAIT)
         stack.end(signal.SIGKILL)
         for partition in range(2):
             produce(name, values(50, first=200), partition)
         stack.start()
 
         wait_until(lambda: rows()[0] == 500, "all records", WAIT)
-        wait_until(lambda: stack.stats().get("numMaterialized") == 5, "all green", WAIT)
+        # A tick may come between the records of one partition and those of the other: two batches or three.
+        batches = committed()
+        green = {"numPartitions": len(batches), "numMaterialized": len(batches)}
+        wait_until(lambda: green.items() <= stack.stats().items(), f"all green: {green}", WAIT)
         assert stack.stats()["numFailed"] == 0
     assert rows() == (500, 500)
-    assert list(committed().values()) == [2, 2, 2, 1, 1]
+    assert committed() == batches
+    assert list(batches.values()) == [2, 2, 2, *[1] * (len(batches) - 3)]
+    assert len(batches) in (5, 6)
     with warehouse.reading() as connection:
         proof = coverage.verify(connection, STREAM, get_format(stream.format).columns)
     assert proof.ok
