@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from kafka_assets.config import Config
     from kafka_assets.ledger import BatchRow
 
 
@@ -48,23 +47,29 @@ _ENVIRONMENT = {
 
 
 class Fetcher:
-    """The process, as the one that started it sees it.
+    """The process, as those that have it fetch see it; it is started when first asked to, and again after `cancel`.
 
     Args:
         streams_file: Of the streams whose batches are fetched.
     """
 
     def __init__(self, streams_file: Path) -> None:
-        self._process = subprocess.Popen(  # noqa: S603  this very interpreter
-            [sys.executable, "-m", "kafka_assets.fetcher", str(streams_file)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, **_ENVIRONMENT},
-        )
+        self._streams_file = streams_file
+        self._process: subprocess.Popen[str] | None = None
+        self._lock = threading.Lock()
+        self._fetching = False
+        self._closed = False
+
+    def start_for(self, offsets: int) -> bool:
+        """Have the process started, if so many offsets are worth it; return whether they are."""
+        if offsets < WORTH_A_PROCESS:
+            return False
+        with self._lock:
+            self._start()
+        return True
 
     def fetch(self, batch: BatchRow, *, name: str) -> list[StagedSlice]:
-        """Fetch a batch into one staged file; waits for it.
+        """Fetch a batch into one staged file; waits for it. One fetch at a time.
 
         Raises:
             KafkaAssetsError: As the fetch did.
@@ -77,7 +82,13 @@ class Fetcher:
             "name": name,
             "ranges": [planned.to_row() for planned in batch.ranges],
         }
-        answer = self._ask(json.dumps(task))
+        with self._lock:
+            process = self._start()
+            self._fetching = True
+        try:
+            answer = _ask(process, json.dumps(task)) if process else ""
+        finally:
+            self._fetching = False
         if not answer:
             raise FetchCancelledError(f"the process that fetched batch {batch.batch} ahead is gone")
         found = json.loads(answer)
@@ -85,22 +96,36 @@ class Fetcher:
             raise error_from_text(found["error"])
         return [StagedSlice.from_dict(found["staged"])]
 
-    def _ask(self, line: str) -> str:
-        if self._process.stdin is None or self._process.stdout is None:
-            return ""
-        try:
-            self._process.stdin.write(f"{line}\n")
-            self._process.stdin.flush()
-            return self._process.stdout.readline()
-        except (OSError, ValueError):
-            # Killed, or closed by another thread.
-            return ""
+    def cancel(self) -> None:
+        """End the process if it is fetching: the fetch raises `FetchCancelledError`."""
+        with self._lock:
+            if self._fetching:
+                self._end()
 
     def close(self) -> None:
-        """End the process, whatever it is doing."""
-        self._process.kill()
-        self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout):
+        """End the process, whatever it is doing, for good."""
+        with self._lock:
+            self._closed = True
+            self._end()
+
+    def _start(self) -> subprocess.Popen[str] | None:
+        if self._process is None and not self._closed:
+            self._process = subprocess.Popen(  # noqa: S603  this very interpreter
+                [sys.executable, "-m", "kafka_assets.fetcher", str(self._streams_file)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                env={**os.environ, **_ENVIRONMENT},
+            )
+        return self._process
+
+    def _end(self) -> None:
+        process, self._process = self._process, None
+        if process is None:
+            return
+        process.kill()
+        process.wait()
+        for pipe in (process.stdin, process.stdout):
             if pipe is not None:
                 try:
                     pipe.close()
@@ -109,11 +134,16 @@ class Fetcher:
                     continue
 
 
-def fetcher_for(config: Config, offsets: int) -> Fetcher | None:
-    """Start a process that fetches batches ahead, if so many offsets are worth it."""
-    if offsets < WORTH_A_PROCESS:
-        return None
-    return Fetcher(config.path)
+def _ask(process: subprocess.Popen[str], line: str) -> str:
+    if process.stdin is None or process.stdout is None:
+        return ""
+    try:
+        process.stdin.write(f"{line}\n")
+        process.stdin.flush()
+        return process.stdout.readline()
+    except (OSError, ValueError):
+        # Killed, or closed by another thread.
+        return ""
 
 
 def main(arguments: Sequence[str]) -> None:

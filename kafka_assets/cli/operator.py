@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     from kafka_assets.cli.session import Session
     from kafka_assets.config import StreamConfig
+    from kafka_assets.fetcher import Fetcher
     from kafka_assets.operations.backfill import History
     from kafka_assets.operations.moves import Change, Settlement
     from kafka_assets.operations.reset import Proposal
@@ -137,13 +139,16 @@ def backfill(
         raise UsageInvalidError("backfill --from latest means nothing: history lies before the first offset")
     stream = session.config.stream(name)
     from kafka_assets.cli.execution import execution_of  # noqa: PLC0415  imports Dagster: half a second
+    from kafka_assets.fetcher import Fetcher  # noqa: PLC0415  imports what fetches
 
     runtime, executor, _ = execution_of(session)
+    fetcher = Fetcher(session.config.path)
 
     def work(stream: StreamConfig) -> dict[str, Any]:
-        return _backfill(session, stream, runtime, executor, target, newest_first=newest_first)
+        return _backfill(session, stream, runtime, executor, fetcher, target, newest_first=newest_first)
 
-    answers = session.each([stream], work, ingested_answer(None))
+    with closing(fetcher):
+        answers = session.each([stream], work, ingested_answer(None))
     if session.as_json:
         session.answer({"streams": answers})
         return
@@ -155,6 +160,7 @@ def _backfill(
     stream: StreamConfig,
     runtime: Runtime,
     executor: RunExecutor,
+    fetcher: Fetcher,
     target: Target | None,
     *,
     newest_first: bool,
@@ -173,7 +179,7 @@ def _backfill(
     if not keys and not (history and history.stops):
         session.say(f"{stream.name}: no backfill batch to run")
     with progress_for(session, f"backfill {stream.name}") as progress:
-        result: Ingested = run_backfill(stream, runtime, executor, keys, progress=progress)
+        result: Ingested = run_backfill(stream, runtime, executor, keys, fetcher=fetcher, progress=progress)
     if result.error is None and history and history.stops:
         result.error = error_from_text("\n".join(f"{stop.code}: {stop.message}" for stop in history.stops))
     return ingested_answer(result)

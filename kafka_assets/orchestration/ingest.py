@@ -21,7 +21,6 @@ from kafka_assets.errors import (
     RunFailedError,
     error_from_text,
 )
-from kafka_assets.fetcher import fetcher_for
 from kafka_assets.ledger import PlanConflictError
 from kafka_assets.orchestration.liveness import hold, release
 from kafka_assets.orchestration.prefetch import adopt, offer, withdraw
@@ -92,6 +91,7 @@ def ingest(
     runtime: Runtime,
     executor: RunExecutor,
     *,
+    fetcher: Fetcher,
     progress: Progress,
     timeout: float | None = None,
 ) -> Ingested:
@@ -100,7 +100,7 @@ def ingest(
     Never raises a `KafkaAssetsError`: what was committed before it is part of the answer, which carries it.
     """
     deadline = None if timeout is None else time.monotonic() + timeout
-    drain = _Drain(stream, runtime, executor, progress, deadline)
+    drain = _Drain(stream, runtime, executor, fetcher, progress, deadline)
     return _result_of(drain, drain.run)
 
 
@@ -110,13 +110,14 @@ def run_backfill(
     executor: RunExecutor,
     keys: Collection[str],
     *,
+    fetcher: Fetcher,
     progress: Progress,
 ) -> Ingested:
     """Run those backfill batches of `keys` that are not committed, in the order of their keys; plan nothing.
 
     Never raises a `KafkaAssetsError`: what was committed before it is part of the answer, which carries it.
     """
-    drain = _Drain(stream, runtime, executor, progress, None, kind="backfill", keys=frozenset(keys))
+    drain = _Drain(stream, runtime, executor, fetcher, progress, None, kind="backfill", keys=frozenset(keys))
     return _result_of(drain, drain.run_planned)
 
 
@@ -138,6 +139,7 @@ class _Drain:
         stream: StreamConfig,
         runtime: Runtime,
         executor: RunExecutor,
+        fetcher: Fetcher,
         progress: Progress,
         deadline: float | None,
         *,
@@ -147,12 +149,13 @@ class _Drain:
         self._stream = stream
         self._runtime = runtime
         self._executor = executor
+        self._fetcher = fetcher
         self._progress = progress
         self._deadline = deadline
         self._kind = kind
         self._keys = keys
         self.result = Ingested()
-        self._fetcher: Fetcher | None = None
+        self._fetches_ahead = False
         self._pool = ThreadPoolExecutor(1, thread_name_prefix=f"ahead-{stream.name}")
         self._ahead: deque[BatchRow] = deque()
         self._more = False
@@ -196,12 +199,12 @@ class _Drain:
 
     def _begin(self, offsets: int) -> None:
         self._progress.total(offsets)
-        self._fetcher = fetcher_for(self._runtime.config, offsets)
+        self._fetches_ahead = self._fetcher.start_for(offsets)
 
     def close(self) -> None:
-        if self._fetcher is not None:
-            self._fetcher.close()
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._fetcher.cancel()
+        self._pool.shutdown(wait=True)
         for batch in self._ahead:
             withdraw(self._stream.name, batch.batch, batch.generation)
             release(self._stream.name, batch.batch)
@@ -268,7 +271,7 @@ class _Drain:
         return batch.kind == self._kind and (self._keys is None or batch.batch in self._keys)
 
     def _fetch_ahead(self, batch: BatchRow) -> None:
-        if self._fetcher is not None and self._may_fetch(batch):
+        if self._fetches_ahead and self._may_fetch(batch):
             staged = self._pool.submit(self._fetcher.fetch, batch, name=f"ahead-{os.getpid()}")
             offer(self._stream.name, batch.batch, batch.generation, staged)
         self._ahead.append(batch)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+
 from kafka_assets import fetcher
+from kafka_assets.fetcher import Fetcher
 from kafka_assets.orchestration.execution import RunExecutor
 from kafka_assets.orchestration.ingest import ingest
 from kafka_assets_tests.support.kafka import values
@@ -40,7 +43,8 @@ def test_a_batch_that_another_run_has_committed_meanwhile_is_left_alone(topic, p
     name = topic()
     produce(name, values(6))
     project = bench(topics=[name], max_records_per_batch=3)
-    done = ingest(project.stream, project.runtime, Overtaken(project), progress=Silent())
+    with closing(Fetcher(project.runtime.config.path)) as ahead:
+        done = ingest(project.stream, project.runtime, Overtaken(project), fetcher=ahead, progress=Silent())
     assert (done.error, done.batches, done.records) == (None, [], 0)
     keys = project.instance.get_dynamic_partitions(project.names.batches)
     assert [project.batch(key).generation for key in keys] == [1, 1]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections import Counter
+from contextlib import closing
 from pathlib import Path
 
 import dagster as dg
@@ -10,6 +12,8 @@ from sqlalchemy import event
 from sqlalchemy.pool import Pool
 
 from kafka_assets.orchestration.storage import keep_what_storage_makes
+
+METADATA = "dagster._core.storage.event_log.sqlite.sqlite_event_log.SqlEventLogStorageMetadata"
 
 
 @dg.op
@@ -75,3 +79,24 @@ def test_one_connection_takes_all_events_of_a_run_and_is_closed_after_some_more_
     still = [file for file in runs if file in open_now.values()]
     assert still == runs[-len(still) :], "the oldest are closed first"
     assert 0 < len(still) < 8
+
+
+def test_the_database_of_a_run_is_a_copy_of_the_first_ones_when_that_was_empty(tmp_path, monkeypatch):
+    """Its tables are not made one by one again, and Dagster finds in it what it would have made."""
+    keep_what_storage_makes()
+    instance = dg.DagsterInstance.local_temp(str(tmp_path))
+    first = empty.execute_in_process(instance=instance).run_id
+    monkeypatch.setattr(f"{METADATA}.create_all", None)
+    second = empty.execute_in_process(instance=instance).run_id
+
+    def schema(run_id):
+        (file,) = tmp_path.rglob(f"{run_id}.db")
+        with closing(sqlite3.connect(file)) as connection:
+            tables = connection.execute("SELECT name, sql FROM sqlite_master ORDER BY name").fetchall()
+            version = connection.execute("SELECT version_num FROM alembic_version").fetchall()
+            (mode,) = connection.execute("PRAGMA journal_mode").fetchone()
+        return tables, version, mode
+
+    assert schema(second) == schema(first)
+    assert len(instance.all_logs(second)) == len(instance.all_logs(first))
+    assert not list(tmp_path.rglob("*.new"))
