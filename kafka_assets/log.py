@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import re
 import time
-from concurrent.futures import wait
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -163,7 +162,11 @@ class KafkaLog:
         return topics
 
     def bounds(
-        self, partitions: Collection[TopicPartition], *, timeout: float | None = None
+        self,
+        partitions: Collection[TopicPartition],
+        *,
+        topic_ids: Mapping[str, str | None] | None = None,
+        timeout: float | None = None,
     ) -> dict[TopicPartition, LogBounds]:
         """Read log start, end, high watermark and topic id of topic-partitions.
 
@@ -173,13 +176,17 @@ class KafkaLog:
 
         Args:
             partitions: Which to ask for.
+            topic_ids: Those of their topics, where these were described just now; they are described here otherwise.
             timeout: Seconds to wait for each of two answers; None for that of this object.
 
         Raises:
             BrokerUnreachableError, BrokerAuthError: No answer, or a refusal.
         """
-        topics = self.describe({partition.topic for partition in partitions}, timeout=timeout)
-        there = _those_in(topics, partitions)
+        there: Collection[TopicPartition] = partitions
+        if topic_ids is None:
+            topics = self.describe({partition.topic for partition in partitions}, timeout=timeout)
+            there = _those_in(topics, partitions)
+            topic_ids = {name: info.topic_id for name, info in topics.items()}
         earliest, latest = _OffsetSpec.earliest(), _OffsetSpec.latest()
         kinds: dict[str, tuple[Any, IsolationLevel]] = {
             "start": (earliest, IsolationLevel.READ_UNCOMMITTED),
@@ -202,7 +209,7 @@ class KafkaLog:
         found = self._ask(
             [(kind, partition) for kind in kinds for partition in there],
             ask,
-            doing=f"reading the log bounds of {_some(topics)}",
+            doing=f"reading the log bounds of {_some(topic_ids)}",
             timeout=timeout,
         )
         bounds: dict[TopicPartition, LogBounds] = {}
@@ -215,7 +222,7 @@ class KafkaLog:
                     end=stable.offset,
                     # The answers are of slightly different moments, and a log grows.
                     high_watermark=max(high.offset, stable.offset),
-                    topic_id=topics[partition.topic].topic_id,
+                    topic_id=topic_ids[partition.topic],
                     leader_epoch=_latest_epoch(high.leader_epoch, stable.leader_epoch),
                 )
         return bounds
@@ -334,13 +341,17 @@ class KafkaLog:
         return answers
 
     def _await(self, futures: Collection[Future[Any]], deadline: _Deadline) -> None:
-        pending = set(futures)
-        while pending:
-            _, pending = wait(pending, timeout=_POLL_SECONDS)
-            if pending:
-                # Errors of connections reach `error_cb` only here.
-                self._admin.poll(0)
-                deadline.check()
+        # One by one: `wait` would have each of thousands report to it.
+        for future in futures:
+            while True:
+                try:
+                    future.exception(_POLL_SECONDS)
+                except TimeoutError:
+                    # Errors of connections reach `error_cb` only here.
+                    self._admin.poll(0)
+                    deadline.check()
+                else:
+                    break
 
 
 class _Deadline:

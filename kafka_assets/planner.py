@@ -84,7 +84,7 @@ def survey(
     # Three answers for each topic-partition come in objects of their own.
     with rare_collections():
         found = log.topic_partitions(stream.selection)
-        bounds = log.bounds(found.partitions)
+        bounds = log.bounds(found.partitions, topic_ids=found.topic_ids)
     truncated = _confirm_truncated(state, bounds, log) | _met_by_fetches(state, bounds)
     return Survey(state, bounds, found.missing, truncated)
 
@@ -113,6 +113,7 @@ def _confirm_truncated(
             for partition in suspects
             if partition in again
             and again[partition].high_watermark < state.positions[partition].planned_until
+            and not is_other_topic(state.positions[partition].topic_id, again[partition].topic_id)
         }
     return frozenset(suspects)
 

@@ -159,7 +159,7 @@ def status(session: Session, names: Sequence[str]) -> None:
         try:
             with session.log(stream) as log:
                 found = log.topic_partitions(stream.selection)
-                bounds = log.bounds(found.partitions)
+                bounds = log.bounds(found.partitions, topic_ids=found.topic_ids)
             if found.missing:
                 answer["error"] = TopicMissingError(
                     f"{', '.join(found.missing)} is not there, or may not be seen with these credentials."

@@ -167,7 +167,9 @@ class MemoryKafka:
             {name: self.given_id(name) for name in self.topics},
         )
 
-    def bounds(self, partitions: Collection[TopicPartition]) -> dict[TopicPartition, LogBounds]:
+    def bounds(
+        self, partitions: Collection[TopicPartition], *, topic_ids: Mapping[str, str | None] | None = None
+    ) -> dict[TopicPartition, LogBounds]:
         stale = self.stale_reads > 0
         self.stale_reads -= stale
         answer = {}
@@ -175,7 +177,8 @@ class MemoryKafka:
             if at not in self:
                 continue
             log = self.partition(at)
-            bounds = LogBounds(log.log_start, log.stable_end, log.end, self.given_id(at.topic), log.epoch)
+            topic_id = self.given_id(at.topic) if topic_ids is None else topic_ids[at.topic]
+            bounds = LogBounds(log.log_start, log.stable_end, log.end, topic_id, log.epoch)
             if stale:
                 middle = (log.log_start + log.stable_end) // 2
                 bounds = replace(bounds, end=middle, high_watermark=middle)
