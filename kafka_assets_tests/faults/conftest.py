@@ -69,7 +69,11 @@ def bootstrap(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="package")
 def dagster_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One Dagster instance for all stories: it records their runs, and nothing in them depends on it."""
-    home = tmp_path_factory.mktemp("dagster")
+    return make_dagster_home(tmp_path_factory.mktemp("dagster"))
+
+
+def make_dagster_home(home: Path) -> Path:
+    """Describe an instance in a folder."""
     # One file for the events of all runs: made anew for each they take longer than the stories.
     (home / "dagster.yaml").write_text(
         "telemetry: {enabled: false}\n"

@@ -14,6 +14,7 @@ from kafka_assets.errors import DiskFullError
 from kafka_assets.notes import ROOM
 from kafka_assets.orchestration import assets
 from kafka_assets.orchestration import ingest as ingesting
+from kafka_assets_tests.faults.conftest import make_dagster_home
 from kafka_assets_tests.faults.story import STREAM, expected
 
 if TYPE_CHECKING:
@@ -53,6 +54,12 @@ class Disk:
         self.clear()
         if self._mounted:
             subprocess.run(["umount", "--lazy", str(self._folder)], check=True)
+
+
+@pytest.fixture(scope="module")
+def dagster_home(tmp_path_factory):
+    """An instance of these stories alone: the file of all others' events is larger than files may be here."""
+    return make_dagster_home(tmp_path_factory.mktemp("dagster"))
 
 
 @pytest.fixture(name="disk")
