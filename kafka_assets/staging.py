@@ -11,6 +11,7 @@ from __future__ import annotations
 import mmap
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,7 +30,8 @@ from kafka_assets.staged import StagedRange, StagedSlice
 from kafka_assets.staged_file import StagedFile, checksum_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
+    from concurrent.futures import Future
 
     from kafka_assets.config.values import OnBadRecord
     from kafka_assets.evidence import RangeEvidence
@@ -97,15 +99,18 @@ def stage(
     digests = RangeDigests([one.range for one in reader.ranges], [one.name for one in fmt.columns])
     offsets = sum(one.range.size for one in reader.ranges)
     rows, bad = _Part(path, offsets), _Part(path.with_name(f"{name}{_BAD}"), offsets)
+
+    def add(raw: pa.RecordBatch) -> None:
+        decoded = decode(fmt, raw, on_bad_record)
+        if decoded.bad is not None:
+            digests.add_bad(decoded.bad)
+            bad.add(decoded.bad, memory_bytes - rows.size)
+        digests.add(decoded.rows)
+        rows.add(decoded.rows, memory_bytes - bad.size)
+
     try:
         with reader:
-            for raw in reader:
-                decoded = decode(fmt, raw, on_bad_record)
-                if decoded.bad is not None:
-                    digests.add_bad(decoded.bad)
-                    bad.add(decoded.bad, memory_bytes - rows.size)
-                digests.add(decoded.rows)
-                rows.add(decoded.rows, memory_bytes - bad.size)
+            _for_each_beside(reader, add)
         if not rows.added:
             rows.add(_nothing(fmt), memory_bytes - 1)
         counted = zip(reader.evidence, digests.totals, digests.bad, strict=True)
@@ -119,6 +124,21 @@ def stage(
         raise
     finally:
         digests.close()
+
+
+def _for_each_beside(batches: Iterable[pa.RecordBatch], work: Callable[[pa.RecordBatch], None]) -> None:
+    """Do the work on one batch after the other, on each while the next is read.
+
+    Most of it, digest, checksum and file, needs no lock of the interpreter, which reading needs nearly all the time.
+    """
+    with ThreadPoolExecutor(1, thread_name_prefix="stage") as beside:
+        before: Future[None] | None = None
+        for batch in batches:
+            if before is not None:
+                before.result()
+            before = beside.submit(work, batch)
+        if before is not None:
+            before.result()
 
 
 def _nothing(fmt: Format) -> pa.RecordBatch:

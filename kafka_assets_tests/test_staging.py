@@ -4,17 +4,21 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
+from threading import Event
 
 import duckdb
 import pyarrow as pa
 import pytest
 
+from kafka_assets import staging
 from kafka_assets.batch_lock import BatchLock, batch_directory, holder, is_held
 from kafka_assets.config import FormatConfig
 from kafka_assets.digest import DIGEST_FUNCTION, digest_expression
 from kafka_assets.errors import BadRecordError, DiskFullError
 from kafka_assets.fetch import RangeReader
+from kafka_assets.formats import bad as formats_bad
 from kafka_assets.formats import get_format
 from kafka_assets.offsets import OffsetRange, PlannedRange
 from kafka_assets.records import BAD_SCHEMA
@@ -119,6 +123,35 @@ def test_batches_on_disk_have_the_rows_of_a_row_group(bootstrap, topic, produce,
         produce(name, values(70_000), partition)
     staged = stage(reader(bootstrap, (name, 0, 0, 70_000), (name, 1, 0, 70_000)), RAW, tmp_path, "0-a")
     assert [batch.num_rows for batch in open_staged(staged).to_batches()] == [122_880, 17_120]
+
+
+def test_a_batch_is_staged_while_the_next_one_is_read(bootstrap, topic, produce, tmp_path, monkeypatch):
+    """Neither waits for the other to end, and what is staged is the same as of one after the other."""
+    name = topic()
+    produce(name, values(100), 0)
+    real = reader(bootstrap, (name, 0, 0, 100))
+    whole = stage(real, RAW, tmp_path, "0-a")
+    reading, staging_one = Event(), Event()
+
+    class TwoBatches(nullcontext):
+        ranges, evidence = real.ranges, real.evidence
+
+        def __iter__(self):
+            (rows,) = reader(bootstrap, (name, 0, 0, 100))
+            yield rows.slice(0, 40)
+            reading.set()
+            assert staging_one.wait(20)
+            yield rows.slice(40)
+
+    def decode(*given):
+        staging_one.set()
+        assert reading.wait(20)
+        return formats_bad.decode(*given)
+
+    monkeypatch.setattr(staging, "decode", decode)
+    pieces = stage(TwoBatches(), RAW, tmp_path, "0-b")
+    assert pieces.ranges == whole.ranges
+    assert open_staged(pieces).to_pylist() == open_staged(whole).to_pylist()
 
 
 def test_any_altered_byte_and_any_missing_one_is_noticed(staged):
