@@ -47,7 +47,9 @@ class DagsterDev:
 
     def run_workers(self) -> list[int]:
         """The processes that execute runs just now."""
-        return [process for process in below(self.process.pid) if b"spawn_main" in _words(process)]
+        found = below(self.process.pid)
+        forked = [child for process in found if b"forkserver" in _words(process) for child in below(process)]
+        return forked + [process for process in found if b"spawn_main" in _words(process)]
 
     def wait(
         self,

@@ -17,12 +17,12 @@ from kafka_assets_tests.storm import points
 from kafka_assets_tests.storm.outcome import StormError, words_in
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 PROJECT = Path(__file__).parents[2]
 WORDS = "dagster-words"
-RUN_WORKER = "spawn_main"
-"""In the command of the processes that a code server starts for runs."""
+RUN_WORKER = "forkserver"
+"""In the command of the process from which a code server has its run workers forked, and so in theirs."""
 DAEMON = "dagster._daemon"
 CODE_SERVER = "grpc"
 
@@ -61,14 +61,21 @@ class DagsterDev:
                 stderr=output,
                 start_new_session=True,
             )
-        self.await_any(RUN_WORKER)
+        self.await_workers()
+
+    def await_workers(self) -> list[int]:
+        """Wait for processes that execute a run."""
+        return self._await(self.workers, "run worker")
 
     def await_any(self, words: str) -> list[int]:
         """Wait for processes whose command has these words."""
+        return self._await(lambda: self.pids(words), words)
+
+    def _await(self, find: Callable[[], list[int]], what: str) -> list[int]:
         deadline = time.monotonic() + _START_SECONDS
-        while not (found := self.pids(words)):
+        while not (found := find()):
             if time.monotonic() > deadline:
-                raise StormError(f"no {words} within {_START_SECONDS:g} s:\n{words_in(self._folder, WORDS)}")
+                raise StormError(f"no {what} within {_START_SECONDS:g} s:\n{words_in(self._folder, WORDS)}")
             # Between two looks: they are not our children.
             time.sleep(_LOOK_SECONDS)
         return found
@@ -77,6 +84,11 @@ class DagsterDev:
         """Return its processes whose command has these words."""
         found = (int(place.name) for place in Path("/proc").glob("[0-9]*"))
         return [pid for pid in found if self._has(pid, words)]
+
+    def workers(self) -> list[int]:
+        """Return its processes that execute a run."""
+        found = self.pids(RUN_WORKER)
+        return [pid for pid in found if _parent(pid) in found]
 
     def kill(self, pid: int) -> bool:
         """Kill a process, if it is still one of these: ids are soon used again."""
@@ -111,6 +123,12 @@ class DagsterDev:
                 and words.encode() in (place / "cmdline").read_bytes()
             )
         return False
+
+
+def _parent(pid: int) -> int | None:
+    with suppress(OSError):
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    return None
 
 
 def _free_port() -> int:

@@ -42,7 +42,7 @@ AT_POINTS = [*points.PLAN, *points.FETCH, *points.STAGE, *points.COMMIT, *points
 AT_WORKER_POINTS = [*points.WORKER, *points.FETCH, *points.STAGE, *points.COMMIT]
 AT_TICK_POINTS = [*points.PLAN, *points.TICK]
 AT_A_POINT = "code server, at a point"
-SERVICES = [AT_A_POINT, "daemon", AT_A_POINT, "code server", AT_A_POINT, "everything"]
+SERVICES = [AT_A_POINT, "daemon", AT_A_POINT, "code server", AT_A_POINT, "everything", "fork server"]
 PLACES = {
     *(f"command, {name}" for name in AT_POINTS),
     "command, at a random moment",
@@ -285,10 +285,10 @@ class Storm:
                 return
             self._worker_points.missed(name)
         while True:
-            self._dagster.await_any(RUN_WORKER)
+            self._dagster.await_workers()
             # No condition: any moment of its life is to be met.
             time.sleep(self._choice.uniform(0, 3))
-            workers = self._dagster.pids(RUN_WORKER)
+            workers = self._dagster.workers()
             if workers and self._dagster.kill(self._choice.choice(workers)):
                 self.outcome.at["run worker, at a random moment"] += 1
                 return
@@ -306,7 +306,8 @@ class Storm:
         if which == "everything":
             self._kill_all()
         else:
-            for pid in self._dagster.await_any(DAEMON if which == "daemon" else CODE_SERVER):
+            words = {"daemon": DAEMON, "code server": CODE_SERVER, "fork server": RUN_WORKER}[which]
+            for pid in set(self._dagster.await_any(words)) - set(self._dagster.workers()):
                 self._dagster.kill(pid)
         self.outcome.at[f"{which}, at a random moment"] += 1
 

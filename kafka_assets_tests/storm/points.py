@@ -157,8 +157,14 @@ def watch(module: ModuleType) -> None:
             for part in outer:
                 owner = getattr(owner, part)
             setattr(owner, function, _watched(name, getattr(owner, function), after=point.after))
-    if module.__name__ in _KEEPERS and os.environ.get(FILES) == SOME and os.getpid() % 2:
-        module.MEMORY_BYTES = 0  # type: ignore[attr-defined]  # the modules of that list have it
+    if module.__name__ in _KEEPERS and os.environ.get(FILES) == SOME:
+        kept = module.MEMORY_BYTES
+
+        def choose() -> None:
+            module.MEMORY_BYTES = kept * (os.getpid() % 2)  # type: ignore[attr-defined]  # as read above
+
+        choose()
+        os.register_at_fork(after_in_child=choose)
 
 
 class _Finder:
