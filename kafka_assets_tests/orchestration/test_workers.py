@@ -4,33 +4,55 @@ from __future__ import annotations
 
 import inspect
 import multiprocessing
+import os
+import signal
 import subprocess
 import sys
 from multiprocessing import forkserver
+from pathlib import Path
 
+import pytest
 from dagster._grpc import server
 
 from kafka_assets.orchestration.workers import fork_run_workers
 from kafka_assets_tests.orchestration.support import STREAM, write_streams
 from kafka_assets_tests.support.imported import tell
+from kafka_assets_tests.support.kafka import wait_until
 
 
-def test_a_code_server_forks_its_run_workers_with_the_libraries_imported(monkeypatch):
-    """They have Dagster, DuckDB and Kafka's client from their first moment, and read the streams file themselves."""
+@pytest.fixture
+def context(monkeypatch):
+    """What this process, were it a code server, would have its run workers started by."""
     monkeypatch.setattr(server.DagsterApiServer, "_mp_ctx", None, raising=False)
     monkeypatch.setattr(forkserver._forkserver, "_preload_modules", [])
     forkserver._forkserver._stop()  # another test may have started one
     fork_run_workers()
-    context = server.DagsterApiServer._mp_ctx.fget(None)
-    try:
-        told = context.SimpleQueue()
-        worker = context.Process(target=tell, args=(told,))
-        worker.start()
-        worker.join(60)
-        assert worker.exitcode == 0
-        assert told.get() == ["confluent_kafka", "dagster", "duckdb", "pyarrow"]
-    finally:
-        forkserver._forkserver._stop()
+    yield server.DagsterApiServer._mp_ctx.fget(None)
+    forkserver._forkserver._stop()
+
+
+def imported_in_a_worker(context):
+    """What has been imported in a worker before it begins."""
+    told = context.SimpleQueue()
+    worker = context.Process(target=tell, args=(told,))
+    worker.start()
+    worker.join(60)
+    assert worker.exitcode == 0
+    return told.get()
+
+
+def test_a_code_server_forks_its_run_workers_with_the_libraries_imported(context):
+    """They have Dagster, DuckDB and Kafka's client from their first moment, and read the streams file themselves."""
+    assert imported_in_a_worker(context) == ["confluent_kafka", "dagster", "duckdb", "pyarrow"]
+
+
+def test_when_the_process_they_are_forked_from_is_killed_the_next_run_starts_another(context):
+    """The code server goes on."""
+    first = forkserver._forkserver._forkserver_pid
+    os.kill(first, signal.SIGKILL)
+    wait_until(lambda: Path(f"/proc/{first}/stat").read_text().split()[2] == "Z", "its end")
+    assert imported_in_a_worker(context) == ["confluent_kafka", "dagster", "duckdb", "pyarrow"]
+    assert forkserver._forkserver._forkserver_pid != first
 
 
 def test_dagster_starts_its_run_workers_as_is_assumed_here():
