@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from kafka_assets import memory
 from kafka_assets.batches import KnownBatch, stage_slice
 from kafka_assets.config import load_config
+from kafka_assets.digest import RangeDigests
 from kafka_assets.errors import KafkaAssetsError, error_from_text
 from kafka_assets.fetch import FetchCancelledError
 from kafka_assets.offsets import PlannedRange
@@ -156,6 +157,8 @@ def main(arguments: Sequence[str]) -> None:
         config = load_config(arguments[0])
         memory.keeps = True
         warehouse = Warehouse.of(config.warehouse)
+        # Opens what digests are made with, before the first fetch waits for it.
+        RangeDigests((), ()).close()
         gone = threading.Event()
         tasks: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         threading.Thread(target=_listen, args=(sys.stdin, tasks, gone), daemon=True).start()

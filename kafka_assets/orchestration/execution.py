@@ -102,7 +102,11 @@ def open_instance(folder: Path) -> dg.DagsterInstance:
     try:
         keep_what_storage_makes()
         with _one_at_a_time(settings):
-            return dg.DagsterInstance.from_ref(InstanceRef.from_dir(str(home), overrides=_NO_CAPTURE))
+            instance = dg.DagsterInstance.from_ref(InstanceRef.from_dir(str(home), overrides=_NO_CAPTURE))
+            # It makes a database when that is first asked.
+            instance.get_runs_count()
+            instance.get_dynamic_partitions("")
+            return instance
     except Exception as error:
         # Of many kinds: Dagster's own, the YAML parser's, its storage's.
         raise ConfigInvalidError(
