@@ -48,7 +48,7 @@ _ENVIRONMENT = {
 
 
 class Fetcher:
-    """The process, as those that have it fetch see it; it is started when first asked to, and again after `cancel`.
+    """The process, as those that have it fetch see it; it is started when first asked to, and again once it has ended.
 
     Args:
         streams_file: Of the streams whose batches are fetched.
@@ -110,6 +110,8 @@ class Fetcher:
             self._end()
 
     def _start(self) -> subprocess.Popen[str] | None:
+        if self._process is not None and self._process.poll() is not None:
+            self._end()
         if self._process is None and not self._closed:
             self._process = subprocess.Popen(  # noqa: S603  this very interpreter
                 [sys.executable, "-m", "kafka_assets.fetcher", str(self._streams_file)],

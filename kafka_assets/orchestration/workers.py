@@ -20,9 +20,10 @@ def fork_run_workers() -> None:
     A spawned one imports Dagster, DuckDB and the Kafka client first, which takes longer than to run a small batch.
     The process they are forked from does nothing else, so there is no lock that a worker could inherit, and it ends
     with the code server. Dagster has no setting for it; the dependency is held to one minor version for that.
+    Elsewhere than on Linux the system's own libraries may not outlive a fork, and workers are spawned as ever.
     """
     server = sys.modules.get("dagster._grpc.server")
-    if server is None:
+    if server is None or sys.platform != "linux":
         return
     context = get_context("forkserver")
     context.set_forkserver_preload(list(_PRELOADED))

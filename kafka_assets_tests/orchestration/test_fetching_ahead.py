@@ -51,6 +51,21 @@ def test_to_cancel_nothing_keeps_the_process(topic, produce, bench):
         assert ahead._process is process
 
 
+def test_a_process_that_was_killed_between_two_fetches_is_started_again(topic, produce, bench):
+    """As by the system, for want of memory: the next stream is not left without one."""
+    name = topic()
+    produce(name, values(6))
+    project = bench(topics=[name])
+    project.tick()
+    (batch,) = project.state().open_batches
+    with closing(Fetcher(project.runtime.config.path)) as ahead:
+        ahead.fetch(batch, name="first")
+        ahead._process.kill()
+        ahead._process.wait()
+        (staged,) = ahead.fetch(batch, name="second")
+        assert staged.rows == 6
+
+
 def test_nothing_is_fetched_once_it_is_closed(topic, produce, bench):
     """A fetch asked for after the end says so, and starts no process that nobody would end."""
     name = topic()
