@@ -104,7 +104,7 @@ def open_instance(folder: Path) -> dg.DagsterInstance:
         with _one_at_a_time(settings):
             instance = dg.DagsterInstance.from_ref(InstanceRef.from_dir(str(home), overrides=_NO_CAPTURE))
             # It makes a database when that is first asked.
-            instance.get_runs_count()
+            instance.get_run_ids(limit=1)
             instance.get_dynamic_partitions("")
             return instance
     except Exception as error:

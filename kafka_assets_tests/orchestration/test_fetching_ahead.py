@@ -13,16 +13,33 @@ from kafka_assets.fetcher import Fetcher
 from kafka_assets_tests.support.kafka import values, wait_until
 
 
-def test_a_fetch_that_is_cancelled_ends_and_the_next_one_is_made(topic, produce, bench):
-    """The one under way raises, though it waits for records; another is fetched by a new process."""
+@pytest.fixture
+def project(topic, produce, bench):
+    """A project with a batch of six records that is planned and not fetched."""
     name = topic()
     produce(name, values(6))
-    project = bench(topics=[name])
-    project.tick()
-    (batch,) = project.state().open_batches
+    made = bench(topics=[name])
+    made.tick()
+    return made
+
+
+@pytest.fixture
+def batch(project):
+    (planned,) = project.state().open_batches
+    return planned
+
+
+@pytest.fixture
+def ahead(project):
+    with closing(Fetcher(project.runtime.config.path)) as made:
+        yield made
+
+
+def test_a_fetch_that_is_cancelled_ends_and_the_next_one_is_made(ahead, batch):
+    """The one under way raises, though it waits for records; another is fetched by a new process."""
     (planned,) = batch.ranges
     never = replace(batch, ranges=(replace(planned, range=replace(planned.range, until_offset=100)),))
-    with closing(Fetcher(project.runtime.config.path)) as ahead, ThreadPoolExecutor(1) as pool:
+    with ThreadPoolExecutor(1) as pool:
         fetch = pool.submit(ahead.fetch, never, name="never")
 
         def cancelled() -> bool:
@@ -36,44 +53,26 @@ def test_a_fetch_that_is_cancelled_ends_and_the_next_one_is_made(topic, produce,
         assert staged.rows == 6
 
 
-def test_to_cancel_nothing_keeps_the_process(topic, produce, bench):
+def test_to_cancel_nothing_keeps_the_process(ahead, batch):
     """A process between two fetches is left for the next stream."""
-    name = topic()
-    produce(name, values(6))
-    project = bench(topics=[name])
-    project.tick()
-    (batch,) = project.state().open_batches
-    with closing(Fetcher(project.runtime.config.path)) as ahead:
-        ahead.fetch(batch, name="first")
-        process = ahead._process
-        ahead.cancel()
-        ahead.fetch(batch, name="second")
-        assert ahead._process is process
+    ahead.fetch(batch, name="first")
+    process = ahead._process
+    ahead.cancel()
+    ahead.fetch(batch, name="second")
+    assert ahead._process is process
 
 
-def test_a_process_that_was_killed_between_two_fetches_is_started_again(topic, produce, bench):
+def test_a_process_that_was_killed_between_two_fetches_is_started_again(ahead, batch):
     """As by the system, for want of memory: the next stream is not left without one."""
-    name = topic()
-    produce(name, values(6))
-    project = bench(topics=[name])
-    project.tick()
-    (batch,) = project.state().open_batches
-    with closing(Fetcher(project.runtime.config.path)) as ahead:
-        ahead.fetch(batch, name="first")
-        ahead._process.kill()
-        ahead._process.wait()
-        (staged,) = ahead.fetch(batch, name="second")
-        assert staged.rows == 6
+    ahead.fetch(batch, name="first")
+    ahead._process.kill()
+    ahead._process.wait()
+    (staged,) = ahead.fetch(batch, name="second")
+    assert staged.rows == 6
 
 
-def test_nothing_is_fetched_once_it_is_closed(topic, produce, bench):
+def test_nothing_is_fetched_once_it_is_closed(ahead, batch):
     """A fetch asked for after the end says so, and starts no process that nobody would end."""
-    name = topic()
-    produce(name, values(6))
-    project = bench(topics=[name])
-    project.tick()
-    (batch,) = project.state().open_batches
-    ahead = Fetcher(project.runtime.config.path)
     ahead.close()
     with pytest.raises(FetchCancelledError):
         ahead.fetch(batch, name="late")
